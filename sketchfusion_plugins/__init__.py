@@ -1,0 +1,42 @@
+"""SketchFusion: frozen Stable Diffusion and CLIP features, fused, for the frameworks you use.
+
+Importing this package registers its models with timm.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import timm_adapters  # noqa: F401  (registers the timm models)
+
+if TYPE_CHECKING:
+    from sketchfusion_plugins.checkpoint import CheckpointError
+    from sketchfusion_plugins.config import EncoderConfig
+    from sketchfusion_plugins.encoder import FeatureLevels, SketchFusionEncoder
+    from sketchfusion_plugins.images import open_image, to_tensor
+    from sketchfusion_plugins.presets import preset
+
+__version__ = "0.1.0.dev0"
+
+_EXPORTS = {
+    "CheckpointError": "checkpoint",
+    "EncoderConfig": "config",
+    "FeatureLevels": "encoder",
+    "SketchFusionEncoder": "encoder",
+    "open_image": "images",
+    "preset": "presets",
+    "to_tensor": "images",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,290 @@
+"""Adapters on disk: ``adapters.safetensors`` with its own description, and a readable ``config.json``.
+
+Only what trains is written: injection, aggregation and, for a model around the encoder, its head.
+A frozen foundation never is. The description inside the safetensors file is the one that counts,
+so the two files cannot disagree after a crash between their writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sketchfusion_plugins.config import EncoderConfig
+from sketchfusion_plugins.files import write_safetensors, write_text
+from sketchfusion_plugins.hub import explain_loading
+
+if TYPE_CHECKING:
+    from sketchfusion_plugins.encoder import SketchFusionEncoder
+
+WEIGHTS_FILE = "adapters.safetensors"
+CONFIG_FILE = "config.json"
+FORMAT = "sketchfusion-adapters"
+FORMAT_VERSION = 1
+SAMPLES_PER_TENSOR = 16
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, of another kind, or made for another model."""
+
+
+def find_encoder(module: nn.Module) -> tuple[str, SketchFusionEncoder]:
+    """The encoder inside a module, with the prefix of its keys (empty, or ending in a dot).
+
+    Raises:
+        TypeError: There is none, or more than one.
+    """
+    from sketchfusion_plugins.encoder import SketchFusionEncoder
+
+    found = [
+        (f"{name}." if name else "", child)
+        for name, child in module.named_modules()
+        if isinstance(child, SketchFusionEncoder)
+    ]
+    if len(found) != 1:
+        raise TypeError(
+            f"expected a module with one SketchFusionEncoder inside, got {len(found)} in "
+            f"{type(module).__name__}."
+        )
+    return found[0]
+
+
+def adapter_state(module: nn.Module) -> dict[str, Tensor]:
+    """State dict of a module without its encoder's frozen foundations.
+
+    Foundations that were unfrozen are part of it: they may have been trained.
+    """
+    prefix, encoder = find_encoder(module)
+    frozen: tuple[str, ...] = ()
+    if encoder.config.freeze_foundations:
+        frozen = tuple(f"{prefix}{name}." for name in encoder.foundation_names())
+    return {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if not (frozen and name.startswith(frozen))
+    }
+
+
+def fingerprint(encoder: SketchFusionEncoder) -> str:
+    """Short hash that tells foundations apart, the same for every precision they are held in.
+
+    It reads a few evenly spaced values of every tensor, rounded to bfloat16.
+    """
+    digest = hashlib.sha256()
+    for name in encoder.foundation_names():
+        for key, tensor in sorted(getattr(encoder, name).state_dict().items()):
+            flat = tensor.detach().flatten()
+            count = min(SAMPLES_PER_TENSOR, flat.numel())
+            index = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
+            values = flat[index.to(flat.device)].to("cpu", torch.bfloat16)
+            digest.update(f"{name}.{key}{tuple(tensor.shape)}".encode())
+            digest.update(values.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def describe(encoder: SketchFusionEncoder) -> dict[str, Any]:
+    """What ``config.json`` holds."""
+    from sketchfusion_plugins import __version__
+
+    diffusion, semantic = encoder.config.diffusion, encoder.config.semantic
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "sketchfusion_plugins": __version__,
+        "foundations": {
+            "diffusion": diffusion.source,
+            "diffusion_revision": diffusion.revision,
+            "unet_file": diffusion.unet_file,
+            "semantic": semantic.source,
+            "semantic_revision": semantic.revision,
+            "weights": encoder.config.weights,
+            "fingerprint": fingerprint(encoder),
+        },
+        "config": encoder.config.to_dict(),
+    }
+
+
+def save_adapters(module: nn.Module, folder: str | Path) -> None:
+    """Write a module's adapters to a folder, atomically.
+
+    Args:
+        module: A `SketchFusionEncoder`, or a module with one inside.
+        folder: Folder to write; other files in it are left alone.
+
+    Raises:
+        OSError: The folder cannot be written; what it held is untouched.
+    """
+    _, encoder = find_encoder(module)
+    folder = Path(folder)
+    description = describe(encoder)
+    write_safetensors(
+        adapter_state(module), folder / WEIGHTS_FILE, {"sketchfusion": json.dumps(description)}
+    )
+    write_text(json.dumps(description, indent=2) + "\n", folder / CONFIG_FILE)
+
+
+def load_adapters(module: nn.Module, source: str | Path, *, revision: str | None = None) -> None:
+    """Load adapters into a module; everything is checked before anything is changed.
+
+    Args:
+        module: The same kind of module that was saved, with the same foundations.
+        source: Folder, safetensors file, or Hugging Face id.
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        CheckpointError: Damaged file, other architecture, or other foundations.
+        OSError: Not found.
+    """
+    path = _locate(source, revision)
+    description, tensors = _read(path)
+    _, encoder = find_encoder(module)
+    expected = description["foundations"]
+    if expected["fingerprint"] != fingerprint(encoder) and encoder.config.freeze_foundations:
+        diffusion, semantic = encoder.config.diffusion, encoder.config.semantic
+        raise CheckpointError(
+            f"{path} was trained on other foundations than this model has. Expected "
+            f"{expected['diffusion']} (revision {expected['diffusion_revision']}, UNet file "
+            f"{expected['unet_file']}) and {expected['semantic']} (revision "
+            f"{expected['semantic_revision']}), {expected['weights']} weights, fingerprint "
+            f"{expected['fingerprint']}. Got {diffusion.source} (revision {diffusion.revision}, "
+            f"UNet file {diffusion.unet_file}) and {semantic.source} (revision "
+            f"{semantic.revision}), {encoder.config.weights} weights, fingerprint "
+            f"{fingerprint(encoder)}. Build the model with the expected foundations."
+        )
+    _check_tensors(path, tensors, adapter_state(module))
+    module.load_state_dict(tensors, strict=False)
+
+
+def read_config(source: str | Path, *, revision: str | None = None) -> EncoderConfig:
+    """Configuration of the encoder whose adapters a checkpoint holds.
+
+    Raises:
+        CheckpointError: Damaged file.
+        OSError: Not found.
+    """
+    path = _locate(source, revision)
+    description, _ = _read(path, tensors=False)
+    try:
+        return EncoderConfig.from_dict(description["config"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} has a configuration that this version does not read: {error} It was written "
+            f"by version {description.get('sketchfusion_plugins')}."
+        ) from error
+
+
+def push_adapters(
+    module: nn.Module,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload SketchFusion adapters",
+) -> str:
+    """Upload a module's adapters to the Hugging Face hub, creating the repository if needed.
+
+    Returns:
+        Address of the commit.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapters(module, folder)
+        write_text(_model_card(module), Path(folder) / "README.md")
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message=commit_message
+        )
+    return str(commit.commit_url)
+
+
+def _locate(source: str | Path, revision: str | None) -> Path:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if not (path / WEIGHTS_FILE).is_file():
+            held = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
+            raise OSError(f"expected {WEIGHTS_FILE} in {path}, which holds {held}.")
+        return path / WEIGHTS_FILE
+    if path.is_absolute() or len(Path(source).parts) != 2:
+        raise OSError(
+            f"no adapters at {source}. Give a folder written by save_pretrained, or a Hugging Face "
+            "id 'owner/name'."
+        )
+    from huggingface_hub import hf_hub_download
+
+    with explain_loading("adapters", str(source), revision):
+        return Path(hf_hub_download(str(source), WEIGHTS_FILE, revision=revision))
+
+
+def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            text = (file.metadata() or {}).get("sketchfusion")
+            state = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file ({error}). Copy or train it again."
+        ) from error
+    if text is None:
+        raise CheckpointError(
+            f"{path} holds no SketchFusion adapters: its safetensors header lacks the "
+            "'sketchfusion' entry that save_pretrained writes."
+        )
+    try:
+        description = json.loads(text)
+        found = description["format"], description["format_version"]
+        _ = description["config"], description["foundations"]["fingerprint"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} has an unreadable description: {error!r}.") from error
+    if found != (FORMAT, FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path} is of format {found}, expected {(FORMAT, FORMAT_VERSION)}. "
+            "Upgrade sketchfusion-plugins."
+        )
+    return description, state
+
+
+def _check_tensors(path: Path, got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    problems = []
+    for title, names in (
+        ("missing", sorted(set(expected) - set(got))),
+        ("unexpected", sorted(set(got) - set(expected))),
+    ):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            problems.append(f"{title} {', '.join(names[:4])}{more}")
+    problems += [
+        f"{name} is {list(got[name].shape)}, expected {list(expected[name].shape)}"
+        for name in sorted(set(got) & set(expected))
+        if got[name].shape != expected[name].shape
+    ][:4]
+    if problems:
+        raise CheckpointError(
+            f"{path} does not fit this model: {'; '.join(problems)}. "
+            "Build the model with the configuration and number of classes that it was saved with."
+        )
+
+
+def _model_card(module: nn.Module) -> str:
+    _, encoder = find_encoder(module)
+    config = encoder.config
+    return (
+        "---\nlibrary_name: sketchfusion-plugins\n"
+        "tags:\n- sketch\n- image-feature-extraction\n---\n\n"
+        "# SketchFusion adapters\n\n"
+        f"Injection and aggregation weights for `{config.diffusion.source}` and "
+        f"`{config.semantic.source}`, which are not included and keep their own licences.\n\n"
+        "```python\nfrom sketchfusion_plugins import SketchFusionEncoder\n\n"
+        'encoder = SketchFusionEncoder.from_pretrained("this repository\'s id")\n```\n'
+    )

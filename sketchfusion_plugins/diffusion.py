@@ -1,0 +1,281 @@
+"""The frozen diffusion branch: VAE encoder, seeded noise, and the denoiser's one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sketchfusion_plugins.config import DiffusionConfig
+from sketchfusion_plugins.denoiser import Denoiser, Inject, default_taps, list_blocks
+from sketchfusion_plugins.hub import (
+    explain_loading,
+    fetch_file,
+    read_architecture,
+    read_json,
+    refuse_retired,
+)
+from sketchfusion_plugins.noise import draw_noise
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+
+# The posterior's sample and the diffusion noise must not be the same numbers.
+POSTERIOR_SEED_OFFSET = 1_000_003
+
+SCHEDULE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+
+
+class Diffusion(nn.Module):
+    """Image in, UNet block outputs after one denoising step out.
+
+    Args:
+        config: What to add and how often.
+        vae: Autoencoder; its decoder is deleted.
+        unet: UNet; what runs after the last tap is deleted.
+        scheduler: Scheduler config, for the noise schedule.
+        null_embedding: Embedding of the empty prompt, ``[1, length, width]``.
+        taps: Blocks to return; None for the default ones.
+    """
+
+    def __init__(
+        self,
+        config: DiffusionConfig,
+        vae: AutoencoderKL | AutoencoderTiny,
+        unet: UNet2DConditionModel,
+        scheduler: Mapping[str, Any],
+        null_embedding: Tensor,
+        taps: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.scaling_factor = float(vae.config["scaling_factor"])
+        self.shift_factor = float(vae.config.get("shift_factor") or 0.0)
+        self.latent_stride = 2 ** (len(_encoder_widths(vae.config)) - 1)
+        latent_channels = vae.config["latent_channels"]
+        if unet.config["in_channels"] != latent_channels:
+            raise ValueError(
+                f"this UNet takes {unet.config['in_channels']} channels, its VAE gives "
+                f"{latent_channels}. Inpainting, depth and editing UNets are not supported; use "
+                "the text-to-image one."
+            )
+        self.signal_scale, self.noise_scale = noise_scales(scheduler, config.timestep)
+        # Blocks are listed first: an unsupported UNet is refused before anything is cut from it.
+        blocks = list_blocks(unet.config, self.latent_stride)
+        self.vae = vae
+        del vae.decoder
+        if hasattr(vae, "post_quant_conv"):
+            del vae.post_quant_conv
+        self.denoiser = Denoiser(
+            unet,
+            null_embedding,
+            config.timestep,
+            default_taps(blocks) if taps is None else taps,
+            self.latent_stride,
+        )
+
+    def encode(self, image: Tensor, seed: int, generator: torch.Generator | None = None) -> Tensor:
+        """Clean latents of an image.
+
+        Args:
+            image: ``[B, 3, H, W]`` in -1..1, sides divisible by the latent stride.
+            seed: Seed of the posterior's sample, if one is configured.
+            generator: Generator that replaces the seed.
+
+        Returns:
+            Scaled latents ``[B, C, H / 8, W / 8]``, float32.
+        """
+        output = self.vae.encode(image.to(self.vae.dtype))
+        if hasattr(output, "latents"):
+            latents = output.latents.float()
+        elif self.config.posterior == "mode":
+            latents = output.latent_dist.mode().float()
+        else:
+            posterior = output.latent_dist
+            noise = draw_noise(posterior.mean, 1, seed + POSTERIOR_SEED_OFFSET, generator)
+            latents = posterior.mean.float() + posterior.std.float() * noise
+        return (latents - self.shift_factor) * self.scaling_factor
+
+    def forward(
+        self,
+        image: Tensor,
+        inject: Inject | None = None,
+        inject_skips: bool = True,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """Block outputs at the taps, averaged over the noise ensemble.
+
+        Args:
+            image: ``[B, 3, H, W]`` in -1..1, sides divisible by the latent stride.
+            inject: See `Denoiser.forward`; it sees batches of ``B * draws``, draws innermost.
+            inject_skips: See `Denoiser.forward`.
+            seed: Seed of this call's noise; None for the configured one.
+            generator: Generator that replaces the seed; it is advanced.
+
+        Returns:
+            Output of every tap by name, ``[B, C, h, w]``, in the foundations' precision.
+        """
+        seed = self.config.seed if seed is None else seed
+        latents = self.encode(image, seed, generator)
+        if self.config.noise_free:
+            outputs: dict[str, Tensor] = self.denoiser(latents, inject, inject_skips)
+            return outputs
+        draws = self.config.ensemble
+        noise = draw_noise(latents, draws, seed, generator) * self.noise_scale
+        signal = latents * self.signal_scale
+        if draws == 1:
+            outputs = self.denoiser(signal + noise, inject, inject_skips)
+            return outputs
+        batch = latents.shape[0]
+        totals: dict[str, Tensor] = {}
+        for chunk in noise.split(self.config.ensemble_chunk):
+            noisy = (signal[:, None] + chunk[None]).flatten(0, 1)
+            for name, output in self.denoiser(noisy, inject, inject_skips).items():
+                total = output.unflatten(0, (batch, len(chunk))).float().sum(1)
+                totals[name] = totals[name] + total if name in totals else total
+        return {name: total / draws for name, total in totals.items()}
+
+
+def noise_scales(scheduler: Mapping[str, Any], timestep: int) -> tuple[float, float]:
+    """Factors of signal and noise at a timestep, as diffusers' own ``add_noise`` applies them.
+
+    They do not depend on what the model predicts (noise, velocity or sample).
+
+    Raises:
+        ValueError: The schedule is not one of diffusion, or has no such timestep.
+    """
+    from diffusers import DDPMScheduler
+
+    name = str(scheduler.get("_class_name", ""))
+    if "FlowMatch" in name or "beta_schedule" not in scheduler:
+        raise ValueError(
+            f"expected a diffusion scheduler with a beta_schedule, got {name or dict(scheduler)}. "
+            "Flow-matching models are not supported."
+        )
+    # All of Stable Diffusion's schedulers share the schedule; only their solvers differ.
+    known = {key: value for key, value in scheduler.items() if key in SCHEDULE_KEYS}
+    with torch.device("cpu"):
+        ddpm = DDPMScheduler(**known)
+        steps = ddpm.config["num_train_timesteps"]
+        if not 0 <= timestep < steps:
+            raise ValueError(
+                f"timestep must be in 0..{steps - 1} for this scheduler, got {timestep}."
+            )
+        one, zero, step = torch.ones(1), torch.zeros(1), torch.tensor([timestep])
+        return ddpm.add_noise(one, zero, step).item(), ddpm.add_noise(zero, one, step).item()
+
+
+def load_diffusion(
+    config: DiffusionConfig,
+    taps: Sequence[str] | None = None,
+    *,
+    weights: str = "pretrained",
+    dtype: torch.dtype = torch.float32,
+    allow_pickle: bool = False,
+) -> Diffusion:
+    """Build the branch from the hub, a local folder, or with random weights.
+
+    Random weights come from the global random state; `SketchFusionEncoder` seeds it.
+
+    Raises:
+        OSError: Something cannot be loaded; the message says what and how to mend it.
+        ValueError: The model is of a kind that is not supported.
+    """
+    refuse_retired(config.source)
+    if weights == "random":
+        return _build_random(config, taps, dtype)
+    from diffusers import UNet2DConditionModel
+
+    from sketchfusion_plugins.null_prompt import load_null_embedding
+
+    options: dict[str, Any] = {
+        "revision": config.revision,
+        "torch_dtype": dtype,
+        "use_safetensors": None if allow_pickle else True,
+    }
+    with explain_loading("UNet", config.source, config.revision):
+        unet = UNet2DConditionModel.from_pretrained(config.source, subfolder="unet", **options)
+    if config.unet_file is not None:
+        _replace_weights(unet, config.unet_file)
+    with explain_loading("VAE", config.source, config.revision):
+        vae_class = _vae_class(_load_config(config, "vae", "config.json"))
+        vae = vae_class.from_pretrained(config.source, subfolder="vae", **options)
+    with explain_loading("scheduler", config.source, config.revision):
+        scheduler = _load_config(config, "scheduler", "scheduler_config.json")
+    null_embedding = load_null_embedding(config, unet.config, allow_pickle=allow_pickle)
+    return Diffusion(config, vae, unet, scheduler, null_embedding.to(dtype), taps).eval()
+
+
+def _build_random(
+    config: DiffusionConfig, taps: Sequence[str] | None, dtype: torch.dtype
+) -> Diffusion:
+    from diffusers import UNet2DConditionModel
+
+    folder = Path(config.source)
+    if folder.is_dir():
+        architecture: dict[str, Any] = {
+            "unet": read_json(folder / "unet" / "config.json"),
+            "vae": read_json(folder / "vae" / "config.json"),
+            "scheduler": read_json(folder / "scheduler" / "scheduler_config.json"),
+        }
+    else:
+        architecture = read_architecture(config.source)
+    unet = UNet2DConditionModel.from_config(architecture["unet"])
+    vae = _vae_class(architecture["vae"]).from_config(architecture["vae"])
+    # Text encoders end in a LayerNorm: unit variance stands in for the null prompt's embedding.
+    length = architecture.get("null_prompt_length", 77)
+    null_embedding = torch.randn(1, length, unet.config["cross_attention_dim"])
+    branch = Diffusion(config, vae, unet, architecture["scheduler"], null_embedding, taps)
+    return branch.to(dtype).eval()
+
+
+def _load_config(config: DiffusionConfig, subfolder: str, filename: str) -> dict[str, Any]:
+    folder = Path(config.source)
+    if folder.is_dir():
+        return read_json(folder / subfolder / filename)
+    from huggingface_hub import hf_hub_download
+
+    path = hf_hub_download(config.source, filename, subfolder=subfolder, revision=config.revision)
+    return read_json(Path(path))
+
+
+def _vae_class(config: Mapping[str, Any]) -> type[AutoencoderKL] | type[AutoencoderTiny]:
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    classes = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+    name = config.get("_class_name")
+    if name not in classes:
+        raise ValueError(f"VAE class {name!r} is not supported; use {' or '.join(classes)}.")
+    chosen: type[AutoencoderKL] | type[AutoencoderTiny] = classes[name]
+    return chosen
+
+
+def _encoder_widths(config: Mapping[str, Any]) -> Sequence[int]:
+    widths: Sequence[int] = config.get("block_out_channels") or config["encoder_block_out_channels"]
+    return widths
+
+
+def _replace_weights(unet: nn.Module, location: str) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = fetch_file(location)
+    try:
+        unet.load_state_dict(load_file(path), strict=True)
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise OSError(
+            f"{location!r} does not hold weights of this UNet: {reason} "
+            "Choose the source that the weights were made for."
+        ) from error

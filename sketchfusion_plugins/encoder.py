@@ -1,0 +1,360 @@
+"""The fused encoder: image in, levels or an aggregated map out.
+
+    image -> VAE latents + seeded noise -> UNet blocks, each followed by injected CLIP tokens
+          -> levels (strides 8, 16, 32) -> adaptive aggregation -> one map, or a pyramid
+
+Only injection and aggregation train. The foundations are frozen, which is not the same as running
+without a graph: gradient crosses the frozen UNet from the levels back to every injection.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sketchfusion_plugins.aggregation import AdaptiveAggregation, AdaptivePyramid, cells
+from sketchfusion_plugins.config import EncoderConfig
+from sketchfusion_plugins.diffusion import Diffusion, load_diffusion
+from sketchfusion_plugins.images import check_image, pad_to_multiple, to_rgb
+from sketchfusion_plugins.injection import ClipInjector
+from sketchfusion_plugins.semantic import SemanticBranch, load_semantic, resize_for_tokens
+
+
+class FeatureLevels(NamedTuple):
+    """Maps of one image batch, fine to coarse.
+
+    Attributes:
+        maps: ``[B, C, ceil(H / stride), ceil(W / stride)]`` per level.
+        strides: Pixels per cell of every level.
+        names: UNet block that every level is the output of.
+    """
+
+    maps: tuple[Tensor, ...]
+    strides: tuple[int, ...]
+    names: tuple[str, ...]
+
+
+class ParameterCount(NamedTuple):
+    """Numbers of parameters, as `SketchFusionEncoder.trainable_parameters` reports them."""
+
+    trainable: int
+    total: int
+
+    def __str__(self) -> str:
+        share = 100 * self.trainable / self.total if self.total else 0.0
+        return (
+            f"trainable params: {self.trainable:,} || all params: {self.total:,} || "
+            f"trainable%: {share:.4f}"
+        )
+
+
+class SketchFusionEncoder(nn.Module):
+    """Stable Diffusion and CLIP, fused (SketchFusion, CVPR 2025).
+
+    Args:
+        config: What to build; `sketchfusion_plugins.preset` gives named ones.
+        allow_pickle: Accept pickled foundation weights where no safetensors exist. Only for
+            sources that you trust: unpickling runs code.
+        diffusion: Ready diffusion branch instead of the configured one.
+        semantic: Ready semantic branch instead of the configured one.
+
+    Raises:
+        OSError: Foundations cannot be loaded.
+        ValueError: The configuration does not fit the foundations.
+
+    Example:
+        >>> import torch
+        >>> from sketchfusion_plugins import SketchFusionEncoder, preset
+        >>> encoder = SketchFusionEncoder(preset("tiny").replace(weights="random")).eval()
+        >>> encoder(torch.zeros(1, 3, 96, 64)).shape
+        torch.Size([1, 192, 12, 8])
+    """
+
+    diffusion: Diffusion
+
+    def __init__(
+        self,
+        config: EncoderConfig | None = None,
+        *,
+        allow_pickle: bool = False,
+        diffusion: Diffusion | None = None,
+        semantic: SemanticBranch | None = None,
+    ) -> None:
+        super().__init__()
+        config = EncoderConfig() if config is None else config
+        self.config = config
+        device = torch.get_default_device()
+        dtype = getattr(torch, config.foundation_dtype)
+        options: dict[str, Any] = {
+            "weights": config.weights,
+            "dtype": dtype,
+            "allow_pickle": allow_pickle,
+        }
+        # Random foundations are always drawn on the CPU: the same ones on every device.
+        build_device = device if device.type == "meta" else torch.device("cpu")
+        with build_device, torch.random.fork_rng(devices=[], enabled=config.weights == "random"):
+            if config.weights == "random":
+                torch.default_generator.manual_seed(config.random_seed)
+            self.diffusion = diffusion or load_diffusion(config.diffusion, config.taps, **options)
+            self.semantic = semantic or load_semantic(config.semantic, **options)
+        self.diffusion.to(device)
+        if isinstance(self.semantic, nn.Module):
+            self.semantic.to(device)
+        self.injector = ClipInjector(
+            self.semantic.channels, self._injection_sites(), config.injection.init
+        )
+        self.aggregator: AdaptiveAggregation | AdaptivePyramid | None = self._build_aggregator()
+        if config.freeze_foundations:
+            for foundation in self.foundations():
+                foundation.requires_grad_(False)
+        self.train(self.training)
+
+    @property
+    def level_blocks(self) -> tuple[Any, ...]:
+        """UNet blocks (name, channels, stride) whose outputs are the levels, fine to coarse."""
+        denoiser = self.diffusion.denoiser
+        tapped = [block for block in denoiser.blocks if block.name in denoiser.taps]
+        return tuple(sorted(tapped, key=lambda block: block.stride))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the adapters, and so of what the encoder returns."""
+        parameter = next(iter((*self.injector.parameters(), *self._aggregator_parameters())), None)
+        return torch.float32 if parameter is None else parameter.dtype
+
+    def foundations(self) -> tuple[nn.Module, ...]:
+        """The modules that freeze."""
+        modules = (self.diffusion, self.semantic)
+        return tuple(module for module in modules if isinstance(module, nn.Module))
+
+    def foundation_names(self) -> tuple[str, ...]:
+        """Names of the children that freeze, as they prefix the keys of a state dict."""
+        return tuple(
+            name for name, child in self.named_children() if name in ("diffusion", "semantic")
+        )
+
+    def forward(
+        self,
+        image: Tensor,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Aggregated map, or one per stride of a pyramid.
+
+        Args:
+            image: ``[B, in_channels, H, W]`` in -1..1, sides of at least 32 px.
+            seed: Seed of this call's noise; None for the configured one.
+            generator: Generator that replaces the seed; it is advanced.
+
+        Returns:
+            ``[B, out_channels, ceil(H / stride), ceil(W / stride)]``, or a tuple of them.
+
+        Raises:
+            TypeError, ValueError: See `sketchfusion_plugins.images.check_image`.
+        """
+        levels = self.forward_levels(image, seed=seed, generator=generator)
+        return self.aggregate(levels, (image.shape[-2], image.shape[-1]))
+
+    def aggregate(
+        self, levels: FeatureLevels, image_size: tuple[int, int]
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Aggregate levels of images of a size; see `forward`."""
+        multiple = self.diffusion.latent_stride
+        rows, columns = cells(image_size, multiple)
+        padded = (rows * multiple, columns * multiple)
+        if isinstance(self.aggregator, AdaptivePyramid):
+            maps = self.aggregator(levels.maps, padded)
+            return tuple(
+                _crop(result, cells(image_size, stride))
+                for result, stride in zip(maps, self.aggregator.strides, strict=True)
+            )
+        if self.aggregator is None:
+            raise ValueError(
+                "this encoder was configured without aggregation; call forward_levels instead."
+            )
+        assert self.config.aggregation is not None
+        stride = self.config.aggregation.stride
+        assert isinstance(stride, int)
+        return _crop(self.aggregator(levels.maps, cells(padded, stride)), cells(image_size, stride))
+
+    def forward_levels(
+        self,
+        image: Tensor,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        fuse: bool = True,
+    ) -> FeatureLevels:
+        """Levels before aggregation, fine to coarse.
+
+        Args:
+            image: ``[B, in_channels, H, W]`` in -1..1, sides of at least 32 px.
+            seed: Seed of this call's noise; None for the configured one.
+            generator: Generator that replaces the seed; it is advanced.
+            fuse: Inject tokens; False gives Stable Diffusion's own levels.
+        """
+        check_image(image, self.config.in_channels)
+        pixels = pad_to_multiple(to_rgb(image), self.diffusion.latent_stride)
+        inject = None
+        if fuse and len(self.injector.projections):
+            tokens = self.semantic(resize_for_tokens(pixels, self.semantic))
+
+            def inject(name: str, hidden: Tensor) -> Tensor:
+                result: Tensor = self.injector(name, hidden, tokens)
+                return result
+
+        outputs = self.diffusion(
+            pixels, inject, self.config.injection.inject_skips, seed=seed, generator=generator
+        )
+        blocks = self.level_blocks
+        return FeatureLevels(
+            tuple(outputs[block.name].to(self.dtype) for block in blocks),
+            tuple(block.stride for block in blocks),
+            tuple(block.name for block in blocks),
+        )
+
+    def forward_tokens(self, image: Tensor) -> Tensor:
+        """The semantic branch alone: tokens ``[B, channels, rows, columns]`` of its own grid."""
+        check_image(image, self.config.in_channels)
+        pixels = pad_to_multiple(to_rgb(image), self.diffusion.latent_stride)
+        return self.semantic(resize_for_tokens(pixels, self.semantic)).to(self.dtype)
+
+    def train(self, mode: bool = True) -> SketchFusionEncoder:
+        """Set the mode of what trains; frozen foundations stay in eval mode."""
+        super().train(mode)
+        if self.config.freeze_foundations:
+            for foundation in self.foundations():
+                foundation.eval()
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade compute for memory: recompute activations inside UNet blocks in backward.
+
+        Foundations that gradient never enters (frozen VAE and CLIP) have nothing to recompute.
+        """
+        unet = self.diffusion.denoiser.unet
+        modules: list[Any] = [unet]
+        if not self.config.freeze_foundations:
+            modules.append(self.diffusion.vae)
+        for module in modules:
+            (
+                module.enable_gradient_checkpointing
+                if enable
+                else module.disable_gradient_checkpointing
+            )()
+        model = getattr(self.semantic, "model", None)
+        if self.config.freeze_foundations or model is None:
+            return
+        if hasattr(model, "set_grad_checkpointing"):
+            model.set_grad_checkpointing(enable)
+        elif enable:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
+
+    def set_taps(self, taps: tuple[str, ...]) -> None:
+        """Keep these of the present levels, and delete what no longer runs.
+
+        Aggregation is built for the levels that it was made with, so it goes too unless all stay.
+        """
+        before = self.diffusion.denoiser.taps
+        self.diffusion.denoiser.set_taps(taps)
+        after = self.diffusion.denoiser.taps
+        kept = {block.name for block in self.diffusion.denoiser.blocks}
+        for name in list(self.injector.projections):
+            if name not in kept:
+                del self.injector.projections[name]
+        changes: dict[str, Any] = {"injection__sites": tuple(self.injector.projections)}
+        if after != before:
+            self.aggregator = None
+            changes["aggregation"] = None
+        self.config = self.config.replace(taps=after, **changes)
+
+    def trainable_parameters(self) -> ParameterCount:
+        """Numbers of trainable and of all parameters; prints as one line."""
+        parameters = list(self.parameters())
+        return ParameterCount(
+            sum(p.numel() for p in parameters if p.requires_grad),
+            sum(p.numel() for p in parameters),
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapters; see `sketchfusion_plugins.checkpoint.save_adapters`."""
+        from sketchfusion_plugins.checkpoint import save_adapters
+
+        save_adapters(self, folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        allow_pickle: bool = False,
+        **changes: Any,
+    ) -> SketchFusionEncoder:
+        """Build the encoder that a checkpoint describes and load its adapters.
+
+        Args:
+            source: Folder written by `save_pretrained`, or a Hugging Face id of one.
+            revision: Branch, tag or commit of a hub id.
+            allow_pickle: See the class.
+            changes: Config fields to change, as in `EncoderConfig.replace`, for instance
+                ``diffusion__source="/data/stable-diffusion"``.
+
+        Raises:
+            CheckpointError: The checkpoint is damaged, or made for other foundations.
+            OSError: It, or its foundations, cannot be found.
+        """
+        from sketchfusion_plugins.checkpoint import load_adapters, read_config
+
+        config = read_config(source, revision=revision)
+        encoder = cls(config.replace(**changes), allow_pickle=allow_pickle)
+        load_adapters(encoder, source, revision=revision)
+        return encoder
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the adapters; see `sketchfusion_plugins.checkpoint.push_adapters`."""
+        from sketchfusion_plugins.checkpoint import push_adapters
+
+        return push_adapters(self, repo_id, **options)
+
+    def _aggregator_parameters(self) -> tuple[nn.Parameter, ...]:
+        return () if self.aggregator is None else tuple(self.aggregator.parameters())
+
+    def _injection_sites(self) -> dict[str, int]:
+        blocks = {block.name: block.channels for block in self.diffusion.denoiser.blocks}
+        wanted = self.config.injection.sites
+        if wanted is None:
+            return {name: channels for name, channels in blocks.items() if name != "mid"}
+        unknown = [name for name in wanted if name not in blocks]
+        if unknown:
+            raise ValueError(
+                f"unknown injection site(s) {', '.join(unknown)}; blocks that run in this UNet are "
+                f"{', '.join(blocks)}."
+            )
+        return {name: channels for name, channels in blocks.items() if name in wanted}
+
+    def _build_aggregator(self) -> AdaptiveAggregation | AdaptivePyramid | None:
+        config = self.config.aggregation
+        if config is None:
+            return None
+        options: dict[str, Any] = {
+            "out_channels": config.out_channels,
+            "bottleneck_channels": config.bottleneck,
+            "norm_groups": config.norm_groups,
+            "normalize": config.normalize,
+            "dropout": config.dropout,
+        }
+        channels = [block.channels for block in self.level_blocks]
+        if isinstance(config.stride, int):
+            return AdaptiveAggregation(channels, **options)
+        return AdaptivePyramid(channels, config.stride, **options)
+
+
+def _crop(result: Tensor, size: tuple[int, int]) -> Tensor:
+    return result[..., : size[0], : size[1]]

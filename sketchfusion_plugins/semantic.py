@@ -1,0 +1,206 @@
+"""The frozen semantic branch: an image transformer's patch tokens on a grid.
+
+Any model that fits `SemanticBranch` can stand in; two loaders are given, for transformers' CLIP
+and for timm's ViTs (DINOv2, DINOv3, SigLIP, ...).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sketchfusion_plugins.config import SemanticConfig
+from sketchfusion_plugins.hub import explain_loading, read_architecture, read_json, refuse_retired
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@runtime_checkable
+class SemanticBranch(Protocol):
+    """What the encoder asks of a semantic branch.
+
+    Attributes:
+        channels: Width of a token.
+        patch_size: Pixels per token.
+        image_size: Side of the square images that it was trained on.
+        mean: Mean of its input normalisation, RGB in 0..1.
+        std: Standard deviation of its input normalisation.
+    """
+
+    channels: int
+    patch_size: int
+    image_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Tokens ``[B, channels, H / patch_size, W / patch_size]`` of a normalised image."""
+        ...
+
+
+class ClipVision(nn.Module):
+    """Patch tokens of transformers' CLIP vision tower, without the class token.
+
+    Position embeddings are interpolated for grids other than the trained one.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        final_norm: bool = False,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+    ) -> None:
+        super().__init__()
+        self.channels: int = model.config.hidden_size
+        self.patch_size: int = model.config.patch_size
+        self.image_size: int = model.config.image_size
+        self.mean, self.std = tuple(mean), tuple(std)
+        # The tower applies it to the class token alone, which is not used here.
+        self.final_norm = model.post_layernorm if final_norm else nn.Identity()
+        model.post_layernorm = nn.Identity()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `SemanticBranch`."""
+        weight = self.model.embeddings.patch_embedding.weight
+        output = self.model(image.to(weight.dtype), interpolate_pos_encoding=True)
+        tokens = self.final_norm(output.last_hidden_state[:, 1:])
+        rows, columns = (side // self.patch_size for side in image.shape[-2:])
+        grid: Tensor = tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        return grid
+
+
+class TimmVision(nn.Module):
+    """Patch tokens of a timm ViT, without its prefix tokens."""
+
+    def __init__(self, model: Any, final_norm: bool = False) -> None:
+        super().__init__()
+        if not hasattr(model, "forward_intermediates"):
+            raise ValueError(
+                f"{type(model).__name__} has no forward_intermediates and cannot be a semantic "
+                "branch; choose a ViT such as 'vit_base_patch14_dinov2.lvd142m'."
+            )
+        config = model.pretrained_cfg
+        size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        self.channels: int = model.num_features
+        self.patch_size: int = model.feature_info[-1]["reduction"]
+        self.image_size: int = (size or config["input_size"][1:])[0]
+        self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+        self.last = len(model.feature_info) - 1
+        model.prune_intermediate_layers([self.last], prune_norm=not final_norm, prune_head=True)
+        self.norm = final_norm
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `SemanticBranch`."""
+        dtype = next(self.model.parameters()).dtype
+        tokens: list[Tensor] = self.model.forward_intermediates(
+            image.to(dtype),
+            indices=[self.last],
+            norm=self.norm,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        return tokens[0]
+
+
+def resize_for_tokens(image: Tensor, branch: SemanticBranch) -> Tensor:
+    """Image as the semantic branch wants it: same field of view, about its trained token count.
+
+    The aspect ratio is kept up to rounding to whole patches and nothing is cropped, so that token
+    ``(i, j)`` of the grid covers the same part of the image as the UNet's cells there do.
+
+    Args:
+        image: ``[B, 3, H, W]`` in -1..1.
+        branch: Branch that will read it.
+
+    Returns:
+        Image ``[B, 3, H', W']``, sides divisible by ``patch_size``, normalised for the branch.
+    """
+    height, width = image.shape[-2:]
+    grid = branch.image_size // branch.patch_size
+    rows = max(1, round(grid * math.sqrt(height / width)))
+    columns = max(1, round(grid * math.sqrt(width / height)))
+    size = (rows * branch.patch_size, columns * branch.patch_size)
+    pixels = image.float()
+    if size != (height, width):
+        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
+    mean = torch.tensor(branch.mean, device=image.device).view(1, 3, 1, 1)
+    std = torch.tensor(branch.std, device=image.device).view(1, 3, 1, 1)
+    return (pixels * 0.5 + 0.5 - mean) / std
+
+
+def load_semantic(
+    config: SemanticConfig,
+    *,
+    weights: str = "pretrained",
+    dtype: torch.dtype = torch.float32,
+    allow_pickle: bool = False,
+) -> ClipVision | TimmVision:
+    """Build the branch from the hub, a local folder, or with random weights.
+
+    Raises:
+        OSError: It cannot be loaded; the message says how to mend it.
+        ValueError: The model is of a kind that is not supported.
+    """
+    if config.kind == "timm":
+        return _load_timm(config, weights, dtype)
+    refuse_retired(config.source)
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    folder = Path(config.source)
+    if weights == "random":
+        if folder.is_dir():
+            architecture = _read_clip_folder(folder)
+        else:
+            architecture = read_architecture(config.source)
+        model = CLIPVisionModel(CLIPVisionConfig(**architecture["vision"])).to(dtype)
+    else:
+        with explain_loading("CLIP image encoder", config.source, config.revision):
+            model = CLIPVisionModel.from_pretrained(
+                config.source,
+                revision=config.revision or "main",
+                dtype=dtype,
+                use_safetensors=None if allow_pickle else True,
+            )
+        architecture = _read_clip_folder(folder) if folder.is_dir() else {}
+    return ClipVision(
+        model.eval(),
+        config.final_norm,
+        architecture.get("image_mean", CLIP_MEAN),
+        architecture.get("image_std", CLIP_STD),
+    )
+
+
+def _read_clip_folder(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / "config.json")
+    processor = folder / "preprocessor_config.json"
+    normalisation = read_json(processor) if processor.is_file() else {}
+    return {
+        "vision": config.get("vision_config", config),
+        "image_mean": normalisation.get("image_mean", CLIP_MEAN),
+        "image_std": normalisation.get("image_std", CLIP_STD),
+    }
+
+
+def _load_timm(config: SemanticConfig, weights: str, dtype: torch.dtype) -> TimmVision:
+    import timm
+
+    name = config.source
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
+        hint = f" Similar names: {', '.join(near)}." if near else ""
+        raise ValueError(f"timm knows no model {name!r}.{hint} See timm.list_models('vit_*').")
+    with explain_loading("image transformer", name, config.revision):
+        model = timm.create_model(
+            name, pretrained=weights == "pretrained", num_classes=0, dynamic_img_size=True
+        )
+    return TimmVision(model.to(dtype), config.final_norm)
