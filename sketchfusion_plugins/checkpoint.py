@@ -1,4 +1,4 @@
-"""Adapters on disk: ``adapters.safetensors`` with its own description, and a readable ``config.json``.
+"""Adapters on disk: ``adapters.safetensors``, described within, and a readable ``config.json``.
 
 Only what trains is written: injection, aggregation and, for a model around the encoder, its head.
 A frozen foundation never is. The description inside the safetensors file is the one that counts,
@@ -88,15 +88,17 @@ def fingerprint(encoder: SketchFusionEncoder) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(encoder: SketchFusionEncoder) -> dict[str, Any]:
+def describe(module: nn.Module) -> dict[str, Any]:
     """What ``config.json`` holds."""
     from sketchfusion_plugins import __version__
 
+    prefix, encoder = find_encoder(module)
     diffusion, semantic = encoder.config.diffusion, encoder.config.semantic
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "sketchfusion_plugins": __version__,
+        "prefix": prefix,
         "foundations": {
             "diffusion": diffusion.source,
             "diffusion_revision": diffusion.revision,
@@ -120,22 +122,29 @@ def save_adapters(module: nn.Module, folder: str | Path) -> None:
     Raises:
         OSError: The folder cannot be written; what it held is untouched.
     """
-    _, encoder = find_encoder(module)
     folder = Path(folder)
-    description = describe(encoder)
+    description = describe(module)
     write_safetensors(
         adapter_state(module), folder / WEIGHTS_FILE, {"sketchfusion": json.dumps(description)}
     )
     write_text(json.dumps(description, indent=2) + "\n", folder / CONFIG_FILE)
 
 
-def load_adapters(module: nn.Module, source: str | Path, *, revision: str | None = None) -> None:
+def load_adapters(
+    module: nn.Module, source: str | Path, *, revision: str | None = None, strict: bool = True
+) -> list[str]:
     """Load adapters into a module; everything is checked before anything is changed.
 
     Args:
-        module: The same kind of module that was saved, with the same foundations.
+        module: A `SketchFusionEncoder`, or a module with one inside, with the foundations that the
+            adapters were trained on.
         source: Folder, safetensors file, or Hugging Face id.
         revision: Branch, tag or commit of a hub id.
+        strict: Whether what lies outside the encoder (a head) must fit too. If not, it is loaded
+            where it fits, and the encoder may sit elsewhere in the module than it did.
+
+    Returns:
+        Names of the module's adapters and heads that the checkpoint did not have or fit.
 
     Raises:
         CheckpointError: Damaged file, other architecture, or other foundations.
@@ -143,22 +152,28 @@ def load_adapters(module: nn.Module, source: str | Path, *, revision: str | None
     """
     path = _locate(source, revision)
     description, tensors = _read(path)
-    _, encoder = find_encoder(module)
-    expected = description["foundations"]
-    if expected["fingerprint"] != fingerprint(encoder) and encoder.config.freeze_foundations:
-        diffusion, semantic = encoder.config.diffusion, encoder.config.semantic
-        raise CheckpointError(
-            f"{path} was trained on other foundations than this model has. Expected "
-            f"{expected['diffusion']} (revision {expected['diffusion_revision']}, UNet file "
-            f"{expected['unet_file']}) and {expected['semantic']} (revision "
-            f"{expected['semantic_revision']}), {expected['weights']} weights, fingerprint "
-            f"{expected['fingerprint']}. Got {diffusion.source} (revision {diffusion.revision}, "
-            f"UNet file {diffusion.unet_file}) and {semantic.source} (revision "
-            f"{semantic.revision}), {encoder.config.weights} weights, fingerprint "
-            f"{fingerprint(encoder)}. Build the model with the expected foundations."
-        )
-    _check_tensors(path, tensors, adapter_state(module))
+    prefix, encoder = find_encoder(module)
+    _check_foundations(path, description["foundations"], encoder)
+    expected = adapter_state(module)
+    if strict:
+        _check_tensors(path, tensors, expected)
+    else:
+        saved = description["prefix"]
+        head = {name: tensor for name, tensor in tensors.items() if not name.startswith(saved)}
+        tensors = {
+            prefix + name.removeprefix(saved): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(saved)
+        }
+        inside = {name: tensor for name, tensor in expected.items() if name.startswith(prefix)}
+        _check_tensors(path, tensors, inside)
+        tensors |= {
+            name: tensor
+            for name, tensor in head.items()
+            if prefix and name in expected and tensor.shape == expected[name].shape
+        }
     module.load_state_dict(tensors, strict=False)
+    return sorted(set(expected) - set(tensors))
 
 
 def read_config(source: str | Path, *, revision: str | None = None) -> EncoderConfig:
@@ -253,6 +268,23 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, T
             "Upgrade sketchfusion-plugins."
         )
     return description, state
+
+
+def _check_foundations(path: Path, expected: dict[str, Any], encoder: SketchFusionEncoder) -> None:
+    found = fingerprint(encoder)
+    if not encoder.config.freeze_foundations or expected["fingerprint"] == found:
+        return
+    diffusion, semantic = encoder.config.diffusion, encoder.config.semantic
+    raise CheckpointError(
+        f"{path} was trained on other foundations than this model has. Expected "
+        f"{expected['diffusion']} (revision {expected['diffusion_revision']}, UNet file "
+        f"{expected['unet_file']}) and {expected['semantic']} (revision "
+        f"{expected['semantic_revision']}), {expected['weights']} weights, fingerprint "
+        f"{expected['fingerprint']}. Got {diffusion.source} (revision {diffusion.revision}, UNet "
+        f"file {diffusion.unet_file}) and {semantic.source} (revision {semantic.revision}), "
+        f"{encoder.config.weights} weights, fingerprint {found}. Build the model with the expected "
+        "foundations."
+    )
 
 
 def _check_tensors(path: Path, got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ from sketchfusion_plugins.hub import (
     fetch_file,
     read_architecture,
     read_json,
-    refuse_retired,
+    refuse_unavailable,
 )
 from sketchfusion_plugins.noise import draw_noise
 
@@ -192,7 +192,7 @@ def load_diffusion(
         OSError: Something cannot be loaded; the message says what and how to mend it.
         ValueError: The model is of a kind that is not supported.
     """
-    refuse_retired(config.source)
+    refuse_unavailable(config.source, weights)
     if weights == "random":
         return _build_random(config, taps, dtype)
     from diffusers import UNet2DConditionModel

@@ -257,22 +257,25 @@ class SketchFusionEncoder(nn.Module):
             model.gradient_checkpointing_disable()
 
     def set_taps(self, taps: tuple[str, ...]) -> None:
-        """Keep these of the present levels, and delete what no longer runs.
+        """Return these levels alone from now on, and delete what no longer runs.
 
-        Aggregation is built for the levels that it was made with, so it goes too unless all stay.
+        Aggregation goes too, since it is made for the levels it was built with.
+
+        Raises:
+            ValueError: A name is unknown, or was cut away; the message lists the valid ones.
         """
-        before = self.diffusion.denoiser.taps
-        self.diffusion.denoiser.set_taps(taps)
-        after = self.diffusion.denoiser.taps
-        kept = {block.name for block in self.diffusion.denoiser.blocks}
+        denoiser = self.diffusion.denoiser
+        denoiser.set_taps(taps)
+        kept = {block.name for block in denoiser.blocks}
         for name in list(self.injector.projections):
             if name not in kept:
                 del self.injector.projections[name]
-        changes: dict[str, Any] = {"injection__sites": tuple(self.injector.projections)}
-        if after != before:
-            self.aggregator = None
-            changes["aggregation"] = None
-        self.config = self.config.replace(taps=after, **changes)
+        self.aggregator = None
+        self.config = self.config.replace(
+            taps=denoiser.taps,
+            aggregation=None,
+            injection__sites=tuple(self.injector.projections),
+        )
 
     def trainable_parameters(self) -> ParameterCount:
         """Numbers of trainable and of all parameters; prints as one line."""
@@ -314,7 +317,7 @@ class SketchFusionEncoder(nn.Module):
 
         config = read_config(source, revision=revision)
         encoder = cls(config.replace(**changes), allow_pickle=allow_pickle)
-        load_adapters(encoder, source, revision=revision)
+        load_adapters(encoder, source, revision=revision, strict=False)
         return encoder
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:

@@ -23,12 +23,19 @@ RETIRED_REPOSITORIES = {
 """Repositories that their owners removed, with the community's living mirror."""
 
 
-def refuse_retired(source: str) -> None:
-    """Raise before any download when ``source`` is known to be gone.
+def refuse_unavailable(source: str, weights: str) -> None:
+    """Raise before any download when ``source`` is known to have no weights to give.
 
     Raises:
-        OSError: Names the mirror to use instead.
+        OSError: Names the mirror to use instead, or says that none exist yet.
     """
+    if weights == "random":
+        return
+    if source.startswith("sketchfusion/"):
+        raise OSError(
+            f"{source!r} is an architecture of this package whose trained weights are not part of "
+            "this release. Use pretrained=False (timm) or weights='random'."
+        )
     mirror = RETIRED_REPOSITORIES.get(source)
     if mirror is not None and not Path(source).is_dir():
         raise OSError(

@@ -41,7 +41,8 @@ def draw_noise(
     """
     if generator is not None:
         return _draw(draws, latents, generator).to(latents.device)
-    noise: Tensor = _seeded_noise(latents, draws, seed)
+    # Detached: noise is a constant, and the operator has no derivative to offer.
+    noise: Tensor = _seeded_noise(latents.detach(), draws, seed)
     return noise
 
 

@@ -16,7 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sketchfusion_plugins.config import SemanticConfig
-from sketchfusion_plugins.hub import explain_loading, read_architecture, read_json, refuse_retired
+from sketchfusion_plugins.hub import (
+    explain_loading,
+    read_architecture,
+    read_json,
+    refuse_unavailable,
+)
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -153,7 +158,7 @@ def load_semantic(
     """
     if config.kind == "timm":
         return _load_timm(config, weights, dtype)
-    refuse_retired(config.source)
+    refuse_unavailable(config.source, weights)
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     folder = Path(config.source)

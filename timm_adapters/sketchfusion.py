@@ -1,0 +1,345 @@
+"""SketchFusion as timm models: a thin face of `SketchFusionEncoder` with a classifier.
+
+>>> import timm, sketchfusion_plugins
+>>> model = timm.create_model("sketchfusion_tiny", num_classes=250)
+>>> backbone = timm.create_model("sketchfusion_tiny", features_only=True)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import ClassifierHead
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_module,
+)
+from timm.models._builder import resolve_pretrained_cfg
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from sketchfusion_plugins.aggregation import AdaptivePyramid, cells
+from sketchfusion_plugins.checkpoint import load_adapters, save_adapters
+from sketchfusion_plugins.config import EncoderConfig
+from sketchfusion_plugins.encoder import FeatureLevels, SketchFusionEncoder
+from sketchfusion_plugins.presets import preset
+
+_logger = logging.getLogger(__name__)
+
+# torch.fx cannot trace diffusers and transformers; the encoder is one leaf of a traced graph.
+register_notrace_module(SketchFusionEncoder)
+
+
+class SketchFusion(nn.Module):
+    """Fused encoder, global pooling and classifier.
+
+    ``forward_features`` gives the aggregated map. ``forward_intermediates`` and
+    ``features_only=True`` give four levels of strides 4, 8, 16 and 32: the UNet's levels before
+    aggregation, and for stride 4 the finest of them enlarged, which consumers such as
+    segmentation_models.pytorch ask for.
+
+    Args:
+        config: Configuration, or the name of a preset.
+        num_classes: Classes; 0 for no classifier.
+        in_chans: 1 (grey), 3 (RGB) or 4 (RGBA, composited on white).
+        global_pool: timm pooling type; empty for none.
+        drop_rate: Dropout before the classifier.
+        freeze_foundations: See `EncoderConfig`; None keeps the configuration's value.
+        foundation_dtype: See `EncoderConfig`; None keeps the configuration's value.
+        weights: ``"pretrained"`` or ``"random"`` foundations.
+        diffusion: Hugging Face id or folder that replaces the configuration's.
+        semantic: Hugging Face id or folder that replaces the configuration's.
+        changes: Further changes, as in `EncoderConfig.replace`.
+        allow_pickle: See `SketchFusionEncoder`.
+        device: Device to build on.
+        dtype: Precision of all parameters; foundations too.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig | str = "paper",
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        freeze_foundations: bool | None = None,
+        foundation_dtype: str | None = None,
+        weights: str = "random",
+        diffusion: str | None = None,
+        semantic: str | None = None,
+        changes: Mapping[str, Any] | None = None,
+        allow_pickle: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        config = preset(config) if isinstance(config, str) else config
+        given = {
+            "freeze_foundations": freeze_foundations,
+            "foundation_dtype": foundation_dtype,
+            "diffusion__source": diffusion,
+            "semantic__source": semantic,
+        }
+        config = config.replace(
+            in_channels=in_chans,
+            weights=weights,
+            **{key: value for key, value in given.items() if value is not None},
+            **(changes or {}),
+        )
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        with nullcontext() if device is None else torch.device(device):
+            self.encoder = SketchFusionEncoder(config, allow_pickle=allow_pickle)
+            if self.encoder.aggregator is None or isinstance(
+                self.encoder.aggregator, AdaptivePyramid
+            ):
+                raise ValueError(
+                    "a timm model needs aggregation to one map; give AggregationConfig an integer "
+                    "stride. For a pyramid use SketchFusionEncoder itself."
+                )
+            self.num_features = self.head_hidden_size = self.encoder.aggregator.out_channels
+            self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
+        blocks = self.encoder.level_blocks
+        finest = blocks[0]
+        self.feature_info = [
+            {
+                "num_chs": finest.channels,
+                "reduction": finest.stride // 2,
+                "module": f"encoder.{finest.name}.enlarged",
+            },
+            *(
+                {"num_chs": b.channels, "reduction": b.stride, "module": f"encoder.{b.name}"}
+                for b in blocks
+            ),
+        ]
+        # The stride-4 level is the finest block's output too.
+        self.feature_blocks = (finest.name, *(block.name for block in blocks))
+        self.output_index: int | None = None
+        if dtype is not None:
+            self.to(dtype)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Aggregated map ``[B, num_features, h, w]``; after pruning, the coarsest kept level."""
+        if self.output_index is not None:
+            return self._feature(self.encoder.forward_levels(x), self.output_index, x)
+        features = self.encoder(x)
+        return features  # type: ignore[no-any-return]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify a map of `forward_features`."""
+        output: Tensor = self.head(x, pre_logits=pre_logits)
+        return output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[B, num_classes]`` of images ``[B, in_chans, H, W]`` in -1..1."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Levels, as timm's feature wrappers ask for them.
+
+        Args:
+            x: Images ``[B, in_chans, H, W]`` in -1..1.
+            indices: Levels to return: a number of last ones, or indices; None for all.
+            norm: Without effect, there is no final norm.
+            stop_early: Without effect, one pass gives all levels; prune to save time.
+            output_fmt: ``"NCHW"`` only.
+            intermediates_only: Leave out the aggregated map.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}.")
+        taken, _ = feature_take_indices(len(self.feature_info), indices)
+        levels = self.encoder.forward_levels(x)
+        intermediates = [self._feature(levels, index, x) for index in taken]
+        if intermediates_only:
+            return intermediates
+        if self.output_index is not None:
+            return self._feature(levels, self.output_index, x), intermediates
+        final = self.encoder.aggregate(levels, (x.shape[-2], x.shape[-1]))
+        assert isinstance(final, Tensor)
+        return final, intermediates
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Delete what the given levels do not need; see timm.
+
+        The aggregation stands where other models have their final norm: ``prune_norm`` deletes it,
+        with every block and injection that runs after the last kept level.
+        """
+        taken, last = feature_take_indices(len(self.feature_info), indices)
+        if prune_norm:
+            self.encoder.set_taps(tuple(dict.fromkeys(self.feature_blocks[i] for i in taken)))
+            self.output_index = last
+            self.num_features = self.feature_info[last]["num_chs"]
+            self.head_hidden_size = self.num_features
+            self._reset_head(self.num_classes, in_features=self.num_features)
+        if prune_head:
+            self.reset_classifier(0, "")
+        return list(taken)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier; see timm."""
+        self.num_classes = num_classes
+        self._reset_head(num_classes, pool_type=global_pool)
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier's last layer."""
+        classifier: nn.Module = self.head.fc
+        return classifier
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """See `SketchFusionEncoder.set_grad_checkpointing`."""
+        self.encoder.set_grad_checkpointing(enable)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Depth of parameters for layer-wise optimisers: UNet blocks in the order they run."""
+        unet = r"^encoder\.diffusion\.denoiser\.unet\."
+        blocks: list[tuple[str, tuple[int, ...] | None]] = []
+        for depth, block in enumerate(self.encoder.diffusion.denoiser.blocks):
+            kind, index = block.name.rstrip("0123456789"), block.name.lstrip("downmiup")
+            module = f"{kind}_block" if kind == "mid" else rf"{kind}_blocks\.{index}"
+            blocks.append((rf"{unet}{module}\.", (depth,)))
+            blocks.append((rf"^encoder\.injector\.projections\.{block.name}\.", (depth,)))
+        stem = (
+            rf"^encoder\.(?:semantic|diffusion\.vae)|{unet}(?:conv_in|time_embedding|add_embedding)"
+        )
+        return {"stem": stem, "blocks": [*blocks, (r"^encoder\.aggregator", (99999,))]}
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay would only hurt."""
+        return {"encoder.aggregator.branch_logits"}
+
+    def load_pretrained(self, checkpoint_path: str | Path, prefix: str = "") -> None:
+        """Load adapters from a file; called by timm for a cfg that names one."""
+        fresh = load_adapters(self, checkpoint_path, strict=False)
+        _logger.info("Loaded adapters %s; fresh: %s.", checkpoint_path, ", ".join(fresh) or "none")
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write adapters and classifier, atomically, without frozen weights."""
+        save_adapters(self, folder)
+
+    def _reset_head(self, num_classes: int, **options: Any) -> None:
+        # A head without classifier has no parameter that tells its device.
+        device = self.encoder.diffusion.denoiser.null_embedding.device
+        self.head.reset(num_classes, device=device, dtype=self.encoder.dtype, **options)
+
+    def _feature(self, levels: FeatureLevels, index: int, x: Tensor) -> Tensor:
+        name = self.feature_blocks[index]
+        if name not in levels.names:
+            raise ValueError(f"level {index} was pruned; {', '.join(levels.names)} remain.")
+        level = levels.maps[levels.names.index(name)]
+        if index > 0:
+            return level
+        size = cells((x.shape[-2], x.shape[-1]), self.feature_info[0]["reduction"])
+        enlarged = F.interpolate(level, scale_factor=2, mode="bilinear", align_corners=False)
+        return enlarged[..., : size[0], : size[1]]
+
+
+def _cfg(side: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "input_size": (3, side, side),
+        "pool_size": (side // 8, side // 8),
+        "num_classes": 1000,
+        # A sketch's strokes reach its border: nothing is cropped, no bars are added.
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+        "interpolation": "bicubic",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "first_conv": (
+            "encoder.diffusion.vae.encoder.conv_in",
+            "encoder.semantic.model.embeddings.patch_embedding",
+        ),
+        "classifier": "head.fc",
+        "custom_load": "hf",
+        "paper_ids": "arXiv:2503.14129",
+        "paper_name": "SketchFusion: Learning Universal Sketch Features through Fusing "
+        "Foundation Models",
+        **changes,
+    }
+
+
+_OPENRAIL = "creativeml-openrail-m"
+
+default_cfgs = generate_default_cfgs(
+    {
+        "sketchfusion_base.sd21": _cfg(336, license=f"{_OPENRAIL} (openrail++)"),
+        "sketchfusion_base.cleandift": _cfg(336, license=f"{_OPENRAIL} (openrail++), MIT"),
+        "sketchfusion_base.sd15": _cfg(336, license=_OPENRAIL),
+        "sketchfusion_small.bksdm": _cfg(256, license=_OPENRAIL),
+        "sketchfusion_tiny.untrained": _cfg(128, license="apache-2.0"),
+    }
+)
+
+TAG_PRESETS = {
+    "sd21": "paper",
+    "cleandift": "cleandift",
+    "sd15": "sd15",
+    "bksdm": "small",
+    "untrained": "tiny",
+}
+
+
+def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    cfg = resolve_pretrained_cfg(
+        variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
+    )
+    kwargs.setdefault(
+        "config", TAG_PRESETS.get(cfg.tag, TAG_PRESETS[default_cfgs[variant].tags[0]])
+    )
+    kwargs.setdefault("weights", "pretrained" if pretrained else "random")
+    has_adapters = bool(pretrained and cfg.has_weights)
+    model: nn.Module = build_model_with_cfg(
+        SketchFusion,
+        variant,
+        pretrained=has_adapters,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **kwargs,
+    )
+    if pretrained:
+        config = next(m for m in model.modules() if isinstance(m, SketchFusionEncoder)).config
+        _logger.warning(
+            "%s: loaded foundations %s and %s; %s.",
+            variant,
+            config.diffusion.source,
+            config.semantic.source,
+            "loaded adapters" if has_adapters else "injection, aggregation and head are fresh",
+        )
+    return model
+
+
+@register_model
+def sketchfusion_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Stable Diffusion 2.1-base (tags: CleanDIFT, 1.5) with CLIP ViT-L/14 at 336 px."""
+    return _create_sketchfusion("sketchfusion_base", pretrained=pretrained, **kwargs)
+
+
+@register_model
+def sketchfusion_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """BK-SDM-v2-small (a distilled Stable Diffusion 2.1) with CLIP ViT-B/16 at 256 px."""
+    return _create_sketchfusion("sketchfusion_small", pretrained=pretrained, **kwargs)
+
+
+@register_model
+def sketchfusion_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """The same architecture in miniature, 12 M parameters, at 128 px."""
+    return _create_sketchfusion("sketchfusion_tiny", pretrained=pretrained, **kwargs)
