@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-_EXPORTS = {
+_MODULES = {
     "CheckpointError": "checkpoint",
     "EncoderConfig": "config",
     "FeatureLevels": "encoder",
@@ -29,12 +29,21 @@ _EXPORTS = {
     "to_tensor": "images",
 }
 
-__all__ = ["__version__", *_EXPORTS]
+__all__ = [
+    "CheckpointError",
+    "EncoderConfig",
+    "FeatureLevels",
+    "SketchFusionEncoder",
+    "__version__",
+    "open_image",
+    "preset",
+    "to_tensor",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

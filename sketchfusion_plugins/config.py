@@ -53,7 +53,7 @@ class DiffusionConfig:
         _require_choice("posterior", self.posterior, ("mode", "sample"))
         if self.noise_free and self.ensemble > 1:
             raise ValueError(
-                f"ensemble={self.ensemble} averages noise draws, but noise_free=True adds no noise. "
+                f"ensemble={self.ensemble} averages noise draws, but noise_free=True adds none. "
                 "Set ensemble=1 or noise_free=False."
             )
 
@@ -99,8 +99,7 @@ class InjectionConfig:
 
     def __post_init__(self) -> None:
         _require_choice("init", self.init, ("zero", "official"))
-        if self.sites is not None and len(set(self.sites)) != len(self.sites):
-            raise ValueError(f"sites must be distinct, got {self.sites}.")
+        _require_names("sites", self.sites)
 
 
 @dataclass(frozen=True)
@@ -183,8 +182,13 @@ class EncoderConfig:
     random_seed: int = 0
 
     def __post_init__(self) -> None:
+        _require_part("diffusion", self.diffusion, DiffusionConfig)
+        _require_part("semantic", self.semantic, SemanticConfig)
+        _require_part("injection", self.injection, InjectionConfig)
+        if self.aggregation is not None:
+            _require_part("aggregation", self.aggregation, AggregationConfig)
         _require_choice("in_channels", self.in_channels, (1, 3, 4))
-        if self.foundation_dtype == "float16":
+        if str(self.foundation_dtype) == "float16":
             raise ValueError(
                 "foundation_dtype='float16' overflows in Stable Diffusion's attention and VAE. "
                 "Use 'bfloat16', which has the range of float32 at the same size."
@@ -192,8 +196,9 @@ class EncoderConfig:
         _require_choice("foundation_dtype", self.foundation_dtype, ("float32", "bfloat16"))
         _require_choice("weights", self.weights, ("pretrained", "random"))
         _require_range("random_seed", self.random_seed, 0)
-        if self.taps is not None and (not self.taps or len(set(self.taps)) != len(self.taps)):
-            raise ValueError(f"taps must name at least one block, each once, got {self.taps}.")
+        _require_names("taps", self.taps)
+        if self.taps is not None and not self.taps:
+            raise ValueError("taps must name at least one block, got none.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict of JSON values."""
@@ -209,17 +214,20 @@ class EncoderConfig:
         return _from_mapping(cls, values)
 
     def replace(self, **changes: Any) -> EncoderConfig:
-        """Copy with changes; ``part__field`` reaches into a part, as in ``diffusion__timestep=50``."""
+        """Copy with changes; ``diffusion__timestep=50`` reaches into a part."""
         nested: dict[str, dict[str, Any]] = {}
         for key in [key for key in changes if "__" in key]:
             part, name = key.split("__", 1)
             nested.setdefault(part, {})[name] = changes.pop(key)
         values = {**self.to_dict(), **changes}
-        for part, part_changes in nested.items():
-            values[part] = {**(values.get(part) or {}), **part_changes}
         for key, value in changes.items():
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 values[key] = dataclasses.asdict(value)
+        for part, part_changes in nested.items():
+            held = values.get(part) or {}
+            if not isinstance(held, Mapping):
+                raise ValueError(f"{part}={held!r} has no field {', '.join(part_changes)}.")
+            values[part] = {**held, **part_changes}
         return EncoderConfig.from_dict(values)
 
 
@@ -252,6 +260,24 @@ _PARTS: tuple[type, ...] = (DiffusionConfig, SemanticConfig, InjectionConfig, Ag
 def _require_text(name: str, value: object) -> None:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{name} must be a non-empty string, got {value!r}.")
+
+
+def _require_part(name: str, value: object, part: type) -> None:
+    if not isinstance(value, part):
+        raise ValueError(
+            f"{name} must be a {part.__name__} or a mapping of its fields, got {value!r}."
+        )
+
+
+def _require_names(name: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError(
+            f"{name} must be a tuple of block names such as ('up1', 'up2'), got {value!r}."
+        )
+    if len(set(value)) != len(value):
+        raise ValueError(f"{name} must be distinct, got {value}.")
 
 
 def _require_range(name: str, value: object, low: int) -> None:

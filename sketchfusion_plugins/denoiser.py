@@ -25,7 +25,7 @@ MID_BLOCKS = (None, "UNetMidBlock2D", "UNetMidBlock2DCrossAttn")
 
 @dataclass(frozen=True)
 class Block:
-    """A UNet block: its name (``down0``, ``mid``, ``up2``), output channels and stride in pixels."""
+    """A UNet block: name (``down0``, ``mid``, ``up2``), output channels and stride in pixels."""
 
     name: str
     channels: int
@@ -240,6 +240,6 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
         problems.append("a cross_attention_dim per block")
     if problems:
         raise ValueError(
-            f"this UNet has {'; '.join(problems)}, which is not supported. Use a text-to-image UNet "
-            "of Stable Diffusion 1.x, 2.x, XL or a distilled one such as BK-SDM."
+            f"this UNet has {'; '.join(problems)}, which is not supported. Use a text-to-image "
+            "UNet of Stable Diffusion 1.x, 2.x, XL or a distilled one such as BK-SDM."
         )

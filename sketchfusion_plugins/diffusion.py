@@ -17,6 +17,7 @@ from sketchfusion_plugins.hub import (
     read_architecture,
     read_json,
     refuse_unavailable,
+    require_weights,
 )
 from sketchfusion_plugins.noise import draw_noise
 
@@ -97,7 +98,7 @@ class Diffusion(nn.Module):
         """
         output = self.vae.encode(image.to(self.vae.dtype))
         if hasattr(output, "latents"):
-            latents = output.latents.float()
+            latents: Tensor = output.latents.float()
         elif self.config.posterior == "mode":
             latents = output.latent_dist.mode().float()
         else:
@@ -203,14 +204,20 @@ def load_diffusion(
         "revision": config.revision,
         "torch_dtype": dtype,
         "use_safetensors": None if allow_pickle else True,
+        "output_loading_info": True,
     }
     with explain_loading("UNet", config.source, config.revision):
-        unet = UNet2DConditionModel.from_pretrained(config.source, subfolder="unet", **options)
+        unet, loaded = UNet2DConditionModel.from_pretrained(
+            config.source, subfolder="unet", **options
+        )
+        require_weights(loaded["missing_keys"])
     if config.unet_file is not None:
         _replace_weights(unet, config.unet_file)
     with explain_loading("VAE", config.source, config.revision):
         vae_class = _vae_class(_load_config(config, "vae", "config.json"))
-        vae = vae_class.from_pretrained(config.source, subfolder="vae", **options)
+        vae, loaded = vae_class.from_pretrained(config.source, subfolder="vae", **options)
+        decoder = ("decoder.", "post_quant_conv.")
+        require_weights(name for name in loaded["missing_keys"] if not name.startswith(decoder))
     with explain_loading("scheduler", config.source, config.revision):
         scheduler = _load_config(config, "scheduler", "scheduler_config.json")
     null_embedding = load_null_embedding(config, unet.config, allow_pickle=allow_pickle)

@@ -21,6 +21,7 @@ from sketchfusion_plugins.diffusion import Diffusion, load_diffusion
 from sketchfusion_plugins.images import check_image, pad_to_multiple, to_rgb
 from sketchfusion_plugins.injection import ClipInjector
 from sketchfusion_plugins.semantic import SemanticBranch, load_semantic, resize_for_tokens
+from sketchfusion_plugins.summary import ParameterCount, count_parameters
 
 
 class FeatureLevels(NamedTuple):
@@ -35,20 +36,6 @@ class FeatureLevels(NamedTuple):
     maps: tuple[Tensor, ...]
     strides: tuple[int, ...]
     names: tuple[str, ...]
-
-
-class ParameterCount(NamedTuple):
-    """Numbers of parameters, as `SketchFusionEncoder.trainable_parameters` reports them."""
-
-    trainable: int
-    total: int
-
-    def __str__(self) -> str:
-        share = 100 * self.trainable / self.total if self.total else 0.0
-        return (
-            f"trainable params: {self.trainable:,} || all params: {self.total:,} || "
-            f"trainable%: {share:.4f}"
-        )
 
 
 class SketchFusionEncoder(nn.Module):
@@ -279,11 +266,7 @@ class SketchFusionEncoder(nn.Module):
 
     def trainable_parameters(self) -> ParameterCount:
         """Numbers of trainable and of all parameters; prints as one line."""
-        parameters = list(self.parameters())
-        return ParameterCount(
-            sum(p.numel() for p in parameters if p.requires_grad),
-            sum(p.numel() for p in parameters),
-        )
+        return count_parameters(self)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the adapters; see `sketchfusion_plugins.checkpoint.save_adapters`."""

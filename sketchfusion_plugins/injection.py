@@ -58,6 +58,7 @@ class ClipInjector(nn.Module):
         if name not in self.projections:
             return hidden
         projection = self.projections[name]
+        assert isinstance(projection, nn.Conv2d)
         addition = projection(tokens.to(projection.weight.dtype))
         addition = F.interpolate(addition, hidden.shape[-2:], mode="bilinear", align_corners=False)
         addition = addition.to(hidden.dtype)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from sketchfusion_plugins.config import DiffusionConfig
 from sketchfusion_plugins.files import write_safetensors
-from sketchfusion_plugins.hub import explain_loading
+from sketchfusion_plugins.hub import explain_loading, require_weights
 
 FILENAME = "null_embedding.safetensors"
 
@@ -34,17 +35,17 @@ def load_null_embedding(
     width = unet_config["cross_attention_dim"]
     if unet_config.get("addition_embed_type") == "text_time":
         return torch.zeros(1, 77, width)
+    stamp = _stamp(config)
     for path in (Path(config.source) / FILENAME, cache_path(config)):
         if path.is_file():
-            embedding = _read(path)
-            if embedding.ndim == 3 and embedding.shape[-1] == width:
+            embedding, made_from = _read(path)
+            stale = made_from and stamp and made_from != stamp
+            if embedding.ndim == 3 and embedding.shape[-1] == width and not stale:
                 return embedding
     embedding = encode_null_prompt(config, allow_pickle=allow_pickle)
-    try:
-        write_safetensors({"null_embedding": embedding}, cache_path(config))
-    except OSError:
-        # A read-only home costs the next start some seconds, not this one.
-        pass
+    # A read-only home costs the next start some seconds, not this one.
+    with suppress(OSError):
+        write_safetensors({"null_embedding": embedding}, cache_path(config), {"made_from": stamp})
     return embedding
 
 
@@ -59,12 +60,15 @@ def encode_null_prompt(config: DiffusionConfig, *, allow_pickle: bool = False) -
     with explain_loading("text encoder", config.source, config.revision):
         options = {"revision": config.revision or "main"}
         tokenizer = CLIPTokenizer.from_pretrained(config.source, subfolder="tokenizer", **options)
-        encoder = CLIPTextModel.from_pretrained(
+        encoder, loaded = CLIPTextModel.from_pretrained(
             config.source,
             subfolder="text_encoder",
             use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
             **options,
-        ).eval()
+        )
+        require_weights(loaded["missing_keys"])
+        encoder.eval()
     tokens = tokenizer(
         "", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
     )
@@ -82,20 +86,26 @@ def cache_path(config: DiffusionConfig) -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sketchfusion"
     folder = Path(os.environ.get("SKETCHFUSION_CACHE") or home)
     source = Path(config.source)
-    # A folder's content may change under its name, an id with a revision may not.
-    stamp = source.stat().st_mtime_ns if source.is_dir() else 0
     name = str(source.resolve()) if source.is_dir() else config.source
-    key = hashlib.sha256(f"{name}@{config.revision}@{stamp}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{name}@{config.revision}".encode()).hexdigest()[:24]
     return folder / "null_prompts" / f"{key}.safetensors"
 
 
-def _read(path: Path) -> Tensor:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _stamp(config: DiffusionConfig) -> str:
+    """Tells a local text encoder from one that replaced it; empty where there is none."""
+    folder = Path(config.source) / "text_encoder"
+    files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
+    return " ".join(f"{path.name}:{path.stat().st_mtime_ns}" for path in files)
+
+
+def _read(path: Path) -> tuple[Tensor, str]:
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)["null_embedding"].float()
-    except (SafetensorError, KeyError) as error:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            made_from = (file.metadata() or {}).get("made_from", "")
+            return file.get_tensor("null_embedding").float(), made_from
+    except SafetensorError as error:
         raise OSError(
             f"{path} does not hold a null prompt's embedding ({error}). Delete it and try again."
         ) from error

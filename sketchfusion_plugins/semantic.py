@@ -21,6 +21,7 @@ from sketchfusion_plugins.hub import (
     read_architecture,
     read_json,
     refuse_unavailable,
+    require_weights,
 )
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -67,7 +68,8 @@ class ClipVision(nn.Module):
         self.channels: int = model.config.hidden_size
         self.patch_size: int = model.config.patch_size
         self.image_size: int = model.config.image_size
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean: Sequence[float] = tuple(mean)
+        self.std: Sequence[float] = tuple(std)
         # The tower applies it to the class token alone, which is not used here.
         self.final_norm = model.post_layernorm if final_norm else nn.Identity()
         model.post_layernorm = nn.Identity()
@@ -98,7 +100,8 @@ class TimmVision(nn.Module):
         self.channels: int = model.num_features
         self.patch_size: int = model.feature_info[-1]["reduction"]
         self.image_size: int = (size or config["input_size"][1:])[0]
-        self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
+        self.mean: Sequence[float] = tuple(config["mean"])
+        self.std: Sequence[float] = tuple(config["std"])
         self.last = len(model.feature_info) - 1
         model.prune_intermediate_layers([self.last], prune_norm=not final_norm, prune_head=True)
         self.norm = final_norm
@@ -170,12 +173,14 @@ def load_semantic(
         model = CLIPVisionModel(CLIPVisionConfig(**architecture["vision"])).to(dtype)
     else:
         with explain_loading("CLIP image encoder", config.source, config.revision):
-            model = CLIPVisionModel.from_pretrained(
+            model, loaded = CLIPVisionModel.from_pretrained(
                 config.source,
                 revision=config.revision or "main",
                 dtype=dtype,
                 use_safetensors=None if allow_pickle else True,
+                output_loading_info=True,
             )
+            require_weights(loaded["missing_keys"])
         architecture = _read_clip_folder(folder) if folder.is_dir() else {}
     return ClipVision(
         model.eval(),
@@ -204,8 +209,14 @@ def _load_timm(config: SemanticConfig, weights: str, dtype: torch.dtype) -> Timm
         near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
         hint = f" Similar names: {', '.join(near)}." if near else ""
         raise ValueError(f"timm knows no model {name!r}.{hint} See timm.list_models('vit_*').")
-    with explain_loading("image transformer", name, config.revision):
-        model = timm.create_model(
-            name, pretrained=weights == "pretrained", num_classes=0, dynamic_img_size=True
-        )
+    try:
+        with explain_loading("image transformer", name, config.revision):
+            model = timm.create_model(
+                name, pretrained=weights == "pretrained", num_classes=0, dynamic_img_size=True
+            )
+    except TypeError as error:
+        raise ValueError(
+            f"{name} has no dynamic_img_size, which lets a timm ViT read images of any size, and "
+            "cannot be a semantic branch; choose one such as 'vit_base_patch14_dinov2.lvd142m'."
+        ) from error
     return TimmVision(model.to(dtype), config.final_norm)

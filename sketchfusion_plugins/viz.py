@@ -90,7 +90,7 @@ def feature_sheet(columns: Mapping[str, Array], row_labels: Sequence[str] | None
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'matplotlib is needed to draw figures: pip install "sketchfusion-plugins[quickstart]"'
+            'matplotlib is needed to draw figures: pip install "sketchfusion-plugins[demo]"'
         ) from error
 
     margin = 0.0 if row_labels is None else _LABEL_INCHES

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead
 from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
@@ -31,6 +30,7 @@ from sketchfusion_plugins.checkpoint import load_adapters, save_adapters
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.encoder import FeatureLevels, SketchFusionEncoder
 from sketchfusion_plugins.presets import preset
+from timm_adapters.head import NormClassifierHead
 
 _logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class SketchFusion(nn.Module):
 
     Args:
         config: Configuration, or the name of a preset.
-        num_classes: Classes; 0 for no classifier.
+        num_classes: Classes; 0 for no classifier. See `NormClassifierHead`.
         in_chans: 1 (grey), 3 (RGB) or 4 (RGBA, composited on white).
         global_pool: timm pooling type; empty for none.
         drop_rate: Dropout before the classifier.
@@ -106,7 +106,7 @@ class SketchFusion(nn.Module):
                     "stride. For a pyramid use SketchFusionEncoder itself."
                 )
             self.num_features = self.head_hidden_size = self.encoder.aggregator.out_channels
-            self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
+            self.head = NormClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
         blocks = self.encoder.level_blocks
         finest = blocks[0]
         self.feature_info = [
@@ -270,6 +270,7 @@ def _cfg(side: int, **changes: Any) -> dict[str, Any]:
             "encoder.semantic.model.embeddings.patch_embedding",
         ),
         "classifier": "head.fc",
+        "hf_hub_filename": "adapters.safetensors",
         "custom_load": "hf",
         "paper_ids": "arXiv:2503.14129",
         "paper_name": "SketchFusion: Learning Universal Sketch Features through Fusing "
@@ -300,9 +301,9 @@ TAG_PRESETS = {
 
 
 def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    cfg = resolve_pretrained_cfg(
-        variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
-    )
+    # timm takes a file named by the caller for a whole state dict; ours hold adapters, and a check.
+    overlay = {"custom_load": "hf", **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
     kwargs.setdefault(
         "config", TAG_PRESETS.get(cfg.tag, TAG_PRESETS[default_cfgs[variant].tags[0]])
     )
@@ -312,6 +313,7 @@ def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) 
         SketchFusion,
         variant,
         pretrained=has_adapters,
+        pretrained_cfg_overlay=overlay,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **kwargs,
     )

@@ -1,0 +1,298 @@
+"""First use: train and judge a small model on real drawings, with nothing but the package.
+
+Drawings are OpenMoji's black line layer and colour pictures, classes are Unicode's subgroups of
+emoji. Concepts are split, so that no concept is in both parts; training sees lines and pictures of
+its concepts, the judgement is on line drawings of the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from sketchfusion_plugins.data.openmoji import Concept
+
+CLASSES = (
+    "animal-bird",
+    "animal-mammal",
+    "clothing",
+    "drink",
+    "food-fruit",
+    "food-prepared",
+    "place-building",
+    "sport",
+    "tool",
+    "transport-ground",
+)
+HELD_OUT = 0.3
+
+
+@dataclass(frozen=True)
+class QuickstartReport:
+    """What a run measured, all on held-out line drawings.
+
+    Attributes:
+        model: timm name.
+        foundations: Where the frozen weights came from.
+        seed: Seed of the split, the training and its augmentation.
+        classes: Number of classes.
+        train_drawings: Drawings and pictures trained on.
+        test_drawings: Line drawings judged on.
+        chance: Share of the most frequent class among the test drawings.
+        accuracy: Share of right answers by method.
+        interval: 95 % Wilson interval of every accuracy.
+        seconds: Training time.
+        trainable_parameters: Number of trained parameters.
+        total_parameters: Number of all parameters.
+    """
+
+    model: str
+    foundations: str
+    seed: int
+    classes: int
+    train_drawings: int
+    test_drawings: int
+    chance: float
+    accuracy: dict[str, float]
+    interval: dict[str, tuple[float, float]]
+    seconds: float
+    trainable_parameters: int
+    total_parameters: int
+
+
+def run_quickstart(
+    out: Path,
+    *,
+    model_name: str = "sketchfusion_tiny",
+    pretrained: bool = False,
+    epochs: int = 8,
+    batch_size: int = 32,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = True,
+) -> QuickstartReport:
+    """Render, train, judge, save, reload and draw.
+
+    Writes ``adapters/`` (safetensors and config), ``report.json`` and ``features.png`` to ``out``.
+
+    Raises:
+        ModuleNotFoundError: The extra ``quickstart`` is not installed.
+        RuntimeError: The reloaded model answers differently from the saved one.
+    """
+    import time
+
+    import timm
+
+    from sketchfusion_plugins import baselines
+    from sketchfusion_plugins.data.openmoji import load_concepts, render
+    from sketchfusion_plugins.files import write_text
+
+    torch.manual_seed(seed)
+    concepts = [concept for concept in load_concepts() if concept.subgroup in CLASSES]
+    train, test = split_concepts(concepts, seed)
+
+    def build() -> Any:
+        model = timm.create_model(model_name, pretrained=pretrained, num_classes=len(CLASSES))
+        return model.to(device)
+
+    model = build()
+    size = model.default_cfg["input_size"][-1]
+    train_lines = render(train, size, "line", progress)
+    train_images = np.concatenate([train_lines, render(train, size, "color", progress)])
+    test_images = render(test, size, "line", progress)
+    labels = np.array([CLASSES.index(concept.subgroup) for concept in train])
+    train_labels = np.concatenate([labels, labels])
+    test_labels = np.array([CLASSES.index(concept.subgroup) for concept in test])
+
+    accuracy: dict[str, float] = {}
+    for name, describe in (("pixels", baselines.pixel_features), ("HOG", baselines.hog_features)):
+        accuracy[f"{name} + logistic regression"] = baselines.logistic_accuracy(
+            describe(train_images), train_labels, describe(test_images), test_labels, seed
+        )
+    accuracy["fused, untrained + logistic regression"] = baselines.logistic_accuracy(
+        pooled_features(model, train_images, batch_size),
+        train_labels,
+        pooled_features(model, test_images, batch_size),
+        test_labels,
+        seed,
+    )
+    start = time.perf_counter()
+    train_classifier(
+        model,
+        train_images,
+        train_labels,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        progress=progress,
+    )
+    seconds = time.perf_counter() - start
+    logits = predict(model, test_images, batch_size)
+    accuracy["fused, injection and aggregation trained"] = float(
+        (logits.argmax(1).numpy() == test_labels).mean()
+    )
+
+    model.save_pretrained(out / "adapters")
+    reloaded = build()
+    reloaded.load_pretrained(out / "adapters")
+    if not torch.equal(predict(reloaded, test_images, batch_size), logits):
+        raise RuntimeError(f"the model reloaded from {out / 'adapters'} answers differently.")
+    draw_features(reloaded, test, test_images, out / "features.png")
+
+    count = model.encoder.trainable_parameters()
+    report = QuickstartReport(
+        model=model_name,
+        foundations="pretrained" if pretrained else "random",
+        seed=seed,
+        classes=len(CLASSES),
+        train_drawings=len(train_images),
+        test_drawings=len(test_images),
+        chance=float(np.bincount(test_labels).max() / len(test_labels)),
+        accuracy=accuracy,
+        interval={name: wilson(value, len(test_labels)) for name, value in accuracy.items()},
+        seconds=seconds,
+        trainable_parameters=count.trainable,
+        total_parameters=count.total,
+    )
+    write_text(json.dumps(asdict(report), indent=2) + "\n", out / "report.json")
+    return report
+
+
+def split_concepts(concepts: Sequence[Concept], seed: int) -> tuple[list[Concept], list[Concept]]:
+    """Concepts to train on and to judge on, stratified by subgroup."""
+    generator = np.random.default_rng(seed)
+    train: list[Concept] = []
+    test: list[Concept] = []
+    for name in CLASSES:
+        members = [concept for concept in concepts if concept.subgroup == name]
+        order = generator.permutation(len(members))
+        held_out = round(len(members) * HELD_OUT)
+        test += [members[index] for index in order[:held_out]]
+        train += [members[index] for index in order[held_out:]]
+    return train, test
+
+
+def train_classifier(
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    progress: bool = True,
+) -> None:
+    """Train what is trainable with cross entropy on randomly flipped and warped drawings.
+
+    Args:
+        model: Classifier of normalised images.
+        images: ``[N, H, W, 3]``, uint8.
+        labels: ``[N]``.
+        epochs: Passes over the images.
+        batch_size: Images per step.
+        learning_rate: Peak of a one-cycle schedule.
+        seed: Seed of order and augmentation.
+        progress: Show a progress bar when standard error is a terminal.
+    """
+    from torchvision.transforms import v2 as transforms
+    from tqdm import tqdm
+
+    torch.manual_seed(seed)
+    device = next(model.parameters()).device
+    augment = transforms.Compose(
+        [
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomAffine(12, (0.08, 0.08), (0.85, 1.1), fill=255),
+        ]
+    )
+    pixels, targets = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.05)
+    steps = epochs * -(-len(images) // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
+    model.train()
+    with tqdm(total=steps, desc="training", disable=None if progress else True) as bar:
+        for _ in range(epochs):
+            for index in torch.randperm(len(images)).split(batch_size):
+                batch = torch.stack([augment(pixels[i]) for i in index.tolist()])
+                logits = model(normalise(batch).to(device))
+                loss = F.cross_entropy(logits, targets[index].to(device), label_smoothing=0.1)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                schedule.step()
+                bar.update()
+                bar.set_postfix(loss=f"{loss.item():.2f}")
+    model.eval()
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: NDArray[np.uint8], batch_size: int) -> Tensor:
+    """Logits ``[N, classes]`` on the CPU."""
+    model.eval()
+    device = next(model.parameters()).device
+    batches = torch.from_numpy(images).permute(0, 3, 1, 2).split(batch_size)
+    return torch.cat([model(normalise(batch).to(device)).cpu() for batch in batches])
+
+
+@torch.inference_mode()
+def pooled_features(model: Any, images: NDArray[np.uint8], batch_size: int) -> NDArray[Any]:
+    """Pooled features before the classifier, ``[N, C]``."""
+    model.eval()
+    device = next(model.parameters()).device
+    batches = torch.from_numpy(images).permute(0, 3, 1, 2).split(batch_size)
+    pooled = [
+        model.forward_head(model.forward_features(normalise(batch).to(device)), pre_logits=True)
+        for batch in batches
+    ]
+    return torch.cat(pooled).float().cpu().numpy()
+
+
+@torch.inference_mode()
+def draw_features(
+    model: Any, concepts: Sequence[Concept], images: NDArray[np.uint8], path: Path, rows: int = 5
+) -> None:
+    """Write a picture of drawings beside PCA maps of Stable Diffusion, CLIP and fused features."""
+    from sketchfusion_plugins import viz
+
+    chosen = np.linspace(0, len(images) - 1, rows).astype(int)
+    device = next(model.parameters()).device
+    batch = normalise(torch.from_numpy(images[chosen]).permute(0, 3, 1, 2)).to(device)
+    encoder = model.encoder.eval()
+    figure = viz.feature_sheet(
+        {
+            "drawing": images[chosen],
+            "diffusion (stride 8)": viz.pca_rgb(encoder.forward_levels(batch, fuse=False).maps[0]),
+            "CLIP": viz.pca_rgb(encoder.forward_tokens(batch)),
+            "fused": viz.pca_rgb(encoder(batch)),
+        },
+        [concepts[index].name for index in chosen],
+    )
+    viz.save_figure(figure, path)
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Pixels 0..255 of any dtype to -1..1, float32."""
+    return pixels.float() / 127.5 - 1.0
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927)."""
+    z = 1.959964
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * (share * (1 - share) / count + z * z / (4 * count**2)) ** 0.5 / (1 + z * z / count)
+    return max(0.0, centre - half), min(1.0, centre + half)

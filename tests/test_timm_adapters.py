@@ -1,0 +1,285 @@
+"""The timm face: what a user of timm, and of segmentation_models.pytorch, relies on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from timm.data import create_transform, resolve_model_data_config
+from timm.optim import create_optimizer_v2
+
+import sketchfusion_plugins
+from sketchfusion_plugins import CheckpointError, SketchFusionEncoder
+from sketchfusion_plugins.config import STABLE_DIFFUSION_21
+from sketchfusion_plugins.presets import STABLE_DIFFUSION_15
+
+TINY = "sketchfusion_tiny"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> torch.nn.Module:
+    return timm.create_model(TINY, num_classes=5).eval()
+
+
+def test_models_are_registered_once_by_importing_the_package() -> None:
+    code = (
+        "import warnings; warnings.simplefilter('error', UserWarning)\n"
+        "import timm; assert not timm.list_models('sketchfusion*')\n"
+        "import sketchfusion_plugins\n"
+        "print(','.join(timm.list_models('sketchfusion*')))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "sketchfusion_base,sketchfusion_small,sketchfusion_tiny", (
+        result.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "noise_free"),
+    [
+        ("sketchfusion_base", STABLE_DIFFUSION_21, False),
+        ("sketchfusion_base.sd21", STABLE_DIFFUSION_21, False),
+        ("sketchfusion_base.sd15", STABLE_DIFFUSION_15, False),
+        ("sketchfusion_base.cleandift", STABLE_DIFFUSION_21, True),
+    ],
+)
+def test_tags_choose_foundations(name: str, source: str, noise_free: bool) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert model.encoder.config.diffusion.source == source
+    assert model.encoder.config.diffusion.noise_free is noise_free
+
+
+def test_unknown_tag_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="nonsense"):
+        timm.create_model(f"{TINY}.nonsense")
+
+
+def test_features_have_the_declared_channels_and_strides() -> None:
+    backbone = timm.create_model(TINY, features_only=True).eval()
+    assert backbone.feature_info.reduction() == [4, 8, 16, 32]
+    for height, width in ((128, 128), (96, 64), (101, 67)):
+        with torch.no_grad():
+            maps = backbone(torch.zeros(1, 3, height, width))
+        for level, channels, stride in zip(
+            maps, backbone.feature_info.channels(), backbone.feature_info.reduction(), strict=True
+        ):
+            assert level.shape == (1, channels, -(-height // stride), -(-width // stride))
+
+
+def test_features_are_the_encoder_levels(tiny: torch.nn.Module) -> None:
+    image = torch.rand(2, 3, 64, 96) * 2 - 1
+    backbone = timm.create_model(TINY, features_only=True, out_indices=(1, 2, 3)).eval()
+    with torch.no_grad():
+        levels = tiny.encoder.forward_levels(image).maps
+        for got, expected in zip(backbone(image), levels, strict=True):
+            assert torch.equal(got, expected)
+
+
+def test_stride_4_level_is_the_finest_level_enlarged(tiny: torch.nn.Module) -> None:
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        fine, coarse = tiny.forward_intermediates(image, indices=[0, 1], intermediates_only=True)
+    expected = torch.nn.functional.interpolate(coarse, size=(16, 16), mode="bilinear")
+    torch.testing.assert_close(fine, expected)
+
+
+def test_pruned_backbone_holds_nothing_unused() -> None:
+    whole = timm.create_model(TINY, features_only=True)
+    coarse = timm.create_model(TINY, features_only=True, out_indices=(3,))
+    names = dict(coarse.named_parameters())
+    assert not any("up_blocks.1" in name or "aggregator" in name or "head" in name for name in names)
+    assert not any("projections.up1" in name for name in names)
+    count = sum(p.numel() for p in coarse.parameters())
+    assert count < 0.9 * sum(p.numel() for p in whole.parameters())
+    with pytest.raises(ValueError, match=r"level 1 was pruned; up0 remain"):
+        coarse.model.forward_intermediates(torch.zeros(1, 3, 64, 64), indices=[1])
+
+
+def test_classifier_interface() -> None:
+    model = timm.create_model(TINY, num_classes=7, drop_rate=0.1).eval()
+    image = torch.zeros(2, 3, 64, 64)
+    with torch.no_grad():
+        assert model(image).shape == (2, 7)
+        assert model.get_classifier() is model.head.fc
+        features = model.forward_features(image)
+        assert features.shape == (2, model.num_features, 8, 8)
+        pooled = model.forward_head(features, pre_logits=True)
+        torch.testing.assert_close(pooled, features.mean((2, 3)))
+        model.reset_classifier(3, "max")
+        torch.testing.assert_close(
+            model.forward_head(features, pre_logits=True), features.amax((2, 3))
+        )
+        assert model(image).shape == (2, 3)
+        model.reset_classifier(0)
+        torch.testing.assert_close(model(image), features.amax((2, 3)))
+        model.reset_classifier(0, "")
+        torch.testing.assert_close(model(image), features)
+
+
+def test_training_reaches_adapters_and_head_alone() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(TINY, num_classes=4)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-2, weight_decay=0.05)
+    images, labels = torch.rand(4, 3, 64, 64) * 2 - 1, torch.arange(4)
+    model.train()
+    first = None
+    for _ in range(8):
+        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        first = loss.item() if first is None else first
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5 * first
+    for name, tensor in model.state_dict().items():
+        frozen = name.startswith(("encoder.diffusion.", "encoder.semantic."))
+        assert torch.equal(tensor, before[name]) == frozen, name
+
+
+def test_layer_decay_follows_the_order_of_the_blocks() -> None:
+    model = timm.create_model(TINY, num_classes=4, freeze_foundations=False)
+    groups = create_optimizer_v2(model, opt="adamw", lr=1.0, layer_decay=0.5).param_groups
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+
+    def at(name: str) -> float:
+        return scale[id(model.get_parameter(name))]
+
+    unet = "encoder.diffusion.denoiser.unet"
+    order = [
+        f"{unet}.conv_in.weight",
+        f"{unet}.down_blocks.0.resnets.0.conv1.weight",
+        f"{unet}.down_blocks.3.resnets.0.conv1.weight",
+        f"{unet}.mid_block.resnets.0.conv1.weight",
+        f"{unet}.up_blocks.0.resnets.0.conv1.weight",
+        f"{unet}.up_blocks.2.resnets.0.conv1.weight",
+        "encoder.aggregator.bottlenecks.0.mix.weight",
+        "head.fc.weight",
+    ]
+    scales = [at(name) for name in order]
+    assert scales == sorted(scales)
+    assert len(set(scales)) >= len(scales) - 1
+    block = f"{unet}.up_blocks.1.resnets.0.conv1.weight"
+    assert at("encoder.injector.projections.up1.weight") == at(block)
+
+
+def test_branch_logits_are_not_decayed() -> None:
+    model = timm.create_model(TINY, num_classes=4)
+    groups = create_optimizer_v2(model, opt="adamw", lr=1.0, weight_decay=0.1).param_groups
+    logits = model.encoder.aggregator.branch_logits
+    decay = [g["weight_decay"] for g in groups if any(p is logits for p in g["params"])]
+    assert decay == [0.0]
+
+
+def test_transform_gives_the_normalised_range(tiny: torch.nn.Module) -> None:
+    config = resolve_model_data_config(tiny)
+    transform = create_transform(**config)
+    white = transform(Image.new("RGB", (200, 100), "white"))
+    black = transform(Image.new("RGB", (200, 100), "black"))
+    assert white.shape == (3, 128, 128)
+    # Nothing is cropped and no bars are added, whatever the aspect ratio.
+    assert white.eq(1).all()
+    assert black.eq(-1).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_input_channels(channels: int) -> None:
+    model = timm.create_model(TINY, num_classes=2, in_chans=channels).eval()
+    assert model(torch.zeros(1, channels, 64, 64)).shape == (1, 2)
+
+
+def test_other_input_channels_are_refused() -> None:
+    with pytest.raises(ValueError, match="in_channels must be one of 1, 3, 4; got 5"):
+        timm.create_model(TINY, in_chans=5)
+
+
+def test_segmentation_models_pytorch_encoder() -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    model = smp.Unet(f"tu-{TINY}", encoder_weights=None, in_channels=3, classes=4)
+    output = model(torch.rand(2, 3, 128, 64) * 2 - 1)
+    assert output.shape == (2, 4, 128, 64)
+    output.mean().backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert any("injector" in name for name in trained)
+    assert not any(".semantic." in name or ".denoiser." in name for name in trained)
+
+
+def test_save_and_load_through_timm(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = timm.create_model(TINY, num_classes=5, changes={"injection__init": "official"}).eval()
+    model.save_pretrained(tmp_path)
+    keys = load_file(tmp_path / "adapters.safetensors")
+    assert not any(".diffusion." in key or ".semantic." in key for key in keys)
+    assert "head.fc.weight" in keys
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["foundations"]["diffusion"] == model.encoder.config.diffusion.source
+
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    again = timm.create_model(TINY, num_classes=5).eval()
+    again.load_pretrained(tmp_path)
+    assert torch.equal(again(image), model(image))
+
+    other_head = timm.create_model(TINY, num_classes=9).eval()
+    head = other_head.head.fc.weight.clone()
+    other_head.load_pretrained(tmp_path)
+    assert torch.equal(other_head.forward_features(image), model.forward_features(image))
+    assert torch.equal(other_head.head.fc.weight, head)
+
+    encoder = SketchFusionEncoder.from_pretrained(tmp_path).eval()
+    assert torch.equal(encoder(image), model.forward_features(image))
+
+    wrong = timm.create_model(TINY, num_classes=5, changes={"random_seed": 3})
+    with pytest.raises(CheckpointError, match="other foundations"):
+        wrong.load_pretrained(tmp_path)
+
+
+def test_pretrained_cfg_may_name_adapters(
+    tmp_path: Path, pipeline_folder: Path, clip_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {
+        "pretrained": True,
+        "diffusion": str(pipeline_folder),
+        "semantic": str(clip_folder),
+        "num_classes": 5,
+        "changes": {"aggregation__out_channels": 64, "aggregation__norm_groups": 8},
+    }
+    with caplog.at_level(logging.WARNING):
+        model = timm.create_model(TINY, **options).eval()
+    assert f"loaded foundations {pipeline_folder} and {clip_folder}" in caplog.text
+    assert "injection, aggregation and head are fresh" in caplog.text
+    torch.nn.init.normal_(model.encoder.aggregator.branch_logits)
+    model.save_pretrained(tmp_path)
+    overlay = {"file": str(tmp_path / "adapters.safetensors")}
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    again = timm.create_model(TINY, **options, pretrained_cfg_overlay=overlay).eval()
+    assert torch.equal(again(image), model(image))
+    del options["num_classes"]
+    backbone = timm.create_model(
+        TINY, **options, pretrained_cfg_overlay=overlay, features_only=True
+    ).eval()
+    levels = model.encoder.forward_levels(image).maps
+    assert torch.equal(backbone(image)[1], levels[0])
+
+
+def test_pretrained_tiny_says_that_no_weights_ship_yet() -> None:
+    with pytest.raises(OSError, match="not part of this release"):
+        timm.create_model(TINY, pretrained=True)
+
+
+def test_pyramid_is_not_a_timm_model() -> None:
+    with pytest.raises(ValueError, match="aggregation to one map"):
+        timm.create_model(TINY, changes={"aggregation__stride": (8, 16)})
+
+
+def test_version_is_the_distribution_version() -> None:
+    from importlib.metadata import version
+
+    assert version("sketchfusion-plugins") == sketchfusion_plugins.__version__

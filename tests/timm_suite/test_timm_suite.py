@@ -1,0 +1,75 @@
+"""timm's own ``tests/test_models.py``, unmodified, on our models; see ``timm_suite_plugin``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def timm_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Source distribution of the installed timm, from the package index."""
+    folder = tmp_path_factory.mktemp("timm_source")
+    name = f"timm-{version('timm')}"
+    download = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=timm"]
+        + ["--dest", str(folder), name.replace("-", "==", 1)],
+        capture_output=True,
+        text=True,
+    )
+    if download.returncode and "CI" not in os.environ:
+        pytest.skip(f"timm's source distribution is not to be had: {download.stderr[-300:]}")
+    assert download.returncode == 0, download.stderr
+    with tarfile.open(folder / f"{name}.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / name
+
+
+def run_suite(source: Path, models: str, *options: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "timm_suite_plugin", "-c", os.devnull]
+        + ["--rootdir", str(source), "-q", "-rA", "-W", "ignore", *options]
+        + [str(source / "tests" / "test_models.py")],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(HERE),
+            "SKETCHFUSION_TIMM_MODELS": models,
+            "TIMEOUT": "900",
+        },
+        cwd=source,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
+    return result.stdout
+
+
+def test_tiny(timm_source: Path) -> None:
+    output = run_suite(timm_source, "sketchfusion_tiny")
+    assert "9 passed" in output, output[-3000:]
+
+
+@pytest.mark.slow
+def test_small(timm_source: Path) -> None:
+    # The contract test, which timm leaves out of its own CI, copies the model a dozen times.
+    options = ("-k", "not prune_intermediate_layers_contract")
+    output = run_suite(timm_source, "sketchfusion_small", *options)
+    assert "8 passed" in output, output[-3000:]
+
+
+@pytest.mark.slow
+def test_base(timm_source: Path) -> None:
+    # timm skips the backward test above 320 px.
+    options = ("-k", "not prune_intermediate_layers_contract")
+    output = run_suite(timm_source, "sketchfusion_base", *options)
+    # Forward, features and FX of the model, shapes and interface of its three tags.
+    assert "failed" not in output, output[-3000:]
+    assert "test_model_default_cfgs[1-sketchfusion_base.cleandift]" in output
