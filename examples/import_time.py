@@ -23,7 +23,9 @@ def main() -> None:
     seconds = {name: [] for name in STATEMENTS}
     for _ in range(runs + 1):
         for name, statement in STATEMENTS.items():
-            code = f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
+            code = (
+                f"import time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
+            )
             output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
             seconds[name].append(float(output.stdout))
     # The first round fills the disk cache.

@@ -28,6 +28,15 @@ CONFIG_FILE = "config.json"
 FORMAT = "sketchfusion-adapters"
 FORMAT_VERSION = 1
 SAMPLES_PER_TENSOR = 16
+FOUNDATION_KEYS = (
+    "diffusion",
+    "diffusion_revision",
+    "unet_file",
+    "semantic",
+    "semantic_revision",
+    "weights",
+    "fingerprint",
+)
 
 
 class CheckpointError(ValueError):
@@ -40,19 +49,20 @@ def find_encoder(module: nn.Module) -> tuple[str, SketchFusionEncoder]:
     Raises:
         TypeError: There is none, or more than one.
     """
-    from sketchfusion_plugins.encoder import SketchFusionEncoder
-
-    found = [
+    # Known by its class's method: the encoder lies a floor above this file, and a compiled module
+    # passes on whatever attribute of the module inside it is asked for.
+    found: list[tuple[str, Any]] = [
         (f"{name}." if name else "", child)
         for name, child in module.named_modules()
-        if isinstance(child, SketchFusionEncoder)
+        if hasattr(type(child), "foundation_names")
     ]
     if len(found) != 1:
         raise TypeError(
             f"expected a module with one SketchFusionEncoder inside, got {len(found)} in "
             f"{type(module).__name__}."
         )
-    return found[0]
+    prefix, encoder = found[0]
+    return prefix, encoder
 
 
 def adapter_state(module: nn.Module) -> dict[str, Tensor]:
@@ -187,7 +197,7 @@ def read_config(source: str | Path, *, revision: str | None = None) -> EncoderCo
     description, _ = _read(path, tensors=False)
     try:
         return EncoderConfig.from_dict(description["config"])
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} has a configuration that this version does not read: {error} It was written "
             f"by version {description.get('sketchfusion_plugins')}."
@@ -259,14 +269,16 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, T
     try:
         description = json.loads(text)
         found = description["format"], description["format_version"]
-        _ = description["config"], description["foundations"]["fingerprint"]
+        # Before the rest is looked at: another version may have it otherwise.
+        if found != (FORMAT, FORMAT_VERSION):
+            raise CheckpointError(
+                f"{path} is of format {found}, expected {(FORMAT, FORMAT_VERSION)}. "
+                "Upgrade sketchfusion-plugins."
+            )
+        _ = description["config"], description["prefix"]
+        _ = [description["foundations"][key] for key in FOUNDATION_KEYS]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} has an unreadable description: {error!r}.") from error
-    if found != (FORMAT, FORMAT_VERSION):
-        raise CheckpointError(
-            f"{path} is of format {found}, expected {(FORMAT, FORMAT_VERSION)}. "
-            "Upgrade sketchfusion-plugins."
-        )
     return description, state
 
 

@@ -37,14 +37,14 @@ def quickstart(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Load pretrained foundations.")
     ] = False,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training drawings.")] = 8,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training drawings.")] = 6,
     seed: Annotated[int, typer.Option(help="Seed of split and training.")] = 0,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Train injection, aggregation and a classifier on real drawings, and judge them.
 
-    Example: sketchfusion quickstart --epochs 8 --out my-first-run
+    Example: sketchfusion quickstart --epochs 6 --out my-first-run
     """
     from rich.console import Console
     from rich.table import Table

@@ -183,11 +183,11 @@ def load_semantic(
             require_weights(loaded["missing_keys"])
         architecture = _read_clip_folder(folder) if folder.is_dir() else {}
     return ClipVision(
-        model.eval(),
+        model,
         config.final_norm,
         architecture.get("image_mean", CLIP_MEAN),
         architecture.get("image_std", CLIP_STD),
-    )
+    ).eval()
 
 
 def _read_clip_folder(folder: Path) -> dict[str, Any]:
@@ -219,4 +219,4 @@ def _load_timm(config: SemanticConfig, weights: str, dtype: torch.dtype) -> Timm
             f"{name} has no dynamic_img_size, which lets a timm ViT read images of any size, and "
             "cannot be a semantic branch; choose one such as 'vit_base_patch14_dinov2.lvd142m'."
         ) from error
-    return TimmVision(model.to(dtype), config.final_norm)
+    return TimmVision(model.to(dtype), config.final_norm).eval()

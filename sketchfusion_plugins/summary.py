@@ -77,8 +77,7 @@ def summarise(model_name: str, size: int | None = None) -> list[PartSummary]:
     root = type(model).__name__
     encoder = model.encoder
     parts = {
-        # Its encode is called, not its forward: the counter knows its encoder alone.
-        "VAE encoder": ("encoder.diffusion.vae.encoder", encoder.diffusion.vae),
+        "VAE encoder": ("encoder.diffusion.vae", encoder.diffusion.vae),
         "UNet to the last tap": ("encoder.diffusion.denoiser", encoder.diffusion.denoiser),
         "semantic branch": ("encoder.semantic", encoder.semantic),
         "injection": ("encoder.injector", encoder.injector),
@@ -86,6 +85,11 @@ def summarise(model_name: str, size: int | None = None) -> list[PartSummary]:
         "head": ("head", model.head),
     }
     counts = {path: sum(flops.get(f"{root}.{path}", {}).values()) for path, _ in parts.values()}
+    # The VAE's encode is called, not its forward, so the counter sees its children alone.
+    counts["encoder.diffusion.vae"] = sum(
+        sum(flops.get(f"{root}.encoder.diffusion.vae.{name}", {}).values())
+        for name, _ in encoder.diffusion.vae.named_children()
+    )
     # Injection happens between the UNet's blocks, so the counter sees it inside the denoiser.
     counts["encoder.diffusion.denoiser"] -= counts["encoder.injector"]
     rows = [

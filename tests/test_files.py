@@ -1,0 +1,112 @@
+"""Atomic writes, by interrupting them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from sketchfusion_plugins.files import replacing, write_safetensors, write_text
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def test_text_appears_whole_in_new_folders(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "text.json"
+    write_text("Zoë ✓\n", path)
+    assert path.read_bytes() == "Zoë ✓\n".encode()
+    assert _names(path.parent) == ["text.json"]
+
+
+def test_old_content_stays_until_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("half of the n")
+        assert path.read_text() == "old"
+        # Beside it, so that the move is within one file system.
+        assert temporary.parent == path.parent
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert _names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_interruption_leaves_the_old_file_alone(error: type[BaseException], tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(error), replacing(path) as temporary:
+        temporary.write_text("half of the n")
+        raise error
+    assert path.read_text() == "old"
+    assert _names(tmp_path) == ["file"]
+
+
+def test_interruption_of_a_first_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), replacing(tmp_path / "file"):
+        raise RuntimeError
+    assert _names(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_follow_the_umask(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        write_text("text", tmp_path / "file")
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
+
+
+def test_tensors_and_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "tensors.safetensors"
+    values = torch.arange(6.0).view(2, 3)
+    tensors = {
+        "transposed": values.t(),
+        "parameter": torch.nn.Parameter(values),
+        "half": values.bfloat16(),
+    }
+    write_safetensors(tensors, path, {"key": "value"})
+    read = load_file(path)
+    assert set(read) == set(tensors)
+    assert torch.equal(read["transposed"], torch.tensor([[0.0, 3], [1, 4], [2, 5]]))
+    assert torch.equal(read["parameter"], values)
+    assert read["half"].dtype == torch.bfloat16
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"key": "value"}
+
+
+@pytest.mark.parametrize("error", [SafetensorError("disk full"), OSError("disk full")])
+def test_failed_tensor_write(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tensors.safetensors"
+    write_safetensors({"a": torch.ones(2)}, path)
+
+    def fail(_: Any, filename: Path, **__: Any) -> None:
+        Path(filename).write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_safetensors({"a": torch.zeros(2)}, path)
+    assert torch.equal(load_file(path)["a"], torch.ones(2))
+    assert _names(tmp_path) == [path.name]
+
+
+def test_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(OSError):
+        write_text("text", tmp_path / "file" / "inside")
+    assert (tmp_path / "file").read_text() == "text"

@@ -1,0 +1,371 @@
+"""The semantic branch against transformers' and timm's own forward passes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
+
+from sketchfusion_plugins.config import SemanticConfig
+from sketchfusion_plugins.hub import RETIRED_REPOSITORIES
+from sketchfusion_plugins.semantic import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ClipVision,
+    SemanticBranch,
+    TimmVision,
+    load_semantic,
+    resize_for_tokens,
+)
+
+TIMM_MODELS = (
+    "test_vit",
+    "test_vit3",  # a register token and no class token
+    "vit_tiny_patch16_224",
+    "vit_tiny_patch16_dinov3_qkvb",  # class and register tokens, rotary positions
+    "vit_small_patch14_reg4_dinov2",  # class and register tokens, learned positions
+)
+
+
+def _pixels(*size: int) -> Tensor:
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def _clip(folder: Path, **options: Any) -> SemanticConfig:
+    return SemanticConfig(source=str(folder), **options)
+
+
+# --- CLIP --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 96), (80, 56), (8, 8)])
+@pytest.mark.parametrize("final_norm", [False, True])
+@torch.no_grad()
+def test_clip_tokens_equal_transformers(
+    size: tuple[int, int], final_norm: bool, make_clip: Any
+) -> None:
+    model = make_clip()
+    pixels = _pixels(*size)
+    output = model(pixels, interpolate_pos_encoding=size != (64, 64)).last_hidden_state[:, 1:]
+    if final_norm:
+        output = model.post_layernorm(output)
+    rows, columns = size[0] // 8, size[1] // 8
+    expected = output.reshape(2, rows, columns, 48).permute(0, 3, 1, 2)
+    got = ClipVision(deepcopy(model), final_norm)(pixels)
+    assert torch.equal(got, expected)
+
+
+@torch.no_grad()
+def test_clip_tokens_follow_the_image(make_clip: Any) -> None:
+    """Row and column of the grid are those of the image, not swapped."""
+    branch = ClipVision(make_clip())
+    dark = torch.zeros(1, 3, 32, 96)
+    spot = dark.clone()
+    spot[..., 8:16, 80:88] = 3.0
+    change = (branch(spot) - branch(dark)).norm(dim=1)[0]
+    assert divmod(int(change.argmax()), 12) == (1, 10)
+
+
+def test_clip_has_no_dead_parameter(make_clip: Any) -> None:
+    for final_norm in (False, True):
+        branch = ClipVision(make_clip(), final_norm)
+        branch(_pixels(64, 64)).square().mean().backward()
+        dead = [name for name, parameter in branch.named_parameters() if parameter.grad is None]
+        assert dead == []
+        assert any("final_norm" in name for name, _ in branch.named_parameters()) == final_norm
+
+
+def test_clip_attributes(make_clip: Any) -> None:
+    branch = ClipVision(make_clip(), mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    assert isinstance(branch, SemanticBranch)
+    assert (branch.channels, branch.patch_size, branch.image_size) == (48, 8, 64)
+    assert tuple(branch.mean) == (0.1, 0.2, 0.3)
+    assert tuple(branch.std) == (0.4, 0.5, 0.6)
+
+
+def test_clip_constants_are_openais() -> None:
+    from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+    assert list(CLIP_MEAN) == list(OPENAI_CLIP_MEAN)
+    assert list(CLIP_STD) == list(OPENAI_CLIP_STD)
+
+
+@torch.no_grad()
+def test_clip_folder(clip_folder: Path) -> None:
+    branch = load_semantic(_clip(clip_folder))
+    expected = CLIPVisionModel.from_pretrained(clip_folder).eval()
+    pixels = _pixels(64, 64)
+    tokens = expected(pixels).last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, (8, 8))
+    assert torch.equal(branch(pixels), tokens)
+    processor = json.loads((clip_folder / "preprocessor_config.json").read_text())
+    assert list(branch.mean) == processor["image_mean"]
+    assert list(branch.std) == processor["image_std"]
+
+
+@torch.no_grad()
+def test_clip_folder_without_preprocessor(clip_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    (folder / "preprocessor_config.json").unlink()
+    branch = load_semantic(_clip(folder))
+    assert tuple(branch.mean) == CLIP_MEAN
+    assert tuple(branch.std) == CLIP_STD
+
+
+@torch.no_grad()
+def test_whole_clip_as_on_the_hub(tmp_path: Path, make_clip: Any) -> None:
+    """OpenAI's repositories hold text and image towers under one configuration."""
+    vision = make_clip()
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 49408,
+        "projection_dim": 16,
+    }
+    values = CLIPConfig(text_config=text, vision_config=vision.config.to_dict(), projection_dim=16)
+    model = CLIPModel(values)
+    model.vision_model.load_state_dict(vision.state_dict())
+    model.save_pretrained(tmp_path)
+    names = load_file(tmp_path / "model.safetensors")
+    assert "vision_model.embeddings.class_embedding" in names
+    pixels = _pixels(64, 64)
+    expected = vision(pixels).last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, (8, 8))
+    assert torch.equal(load_semantic(_clip(tmp_path))(pixels), expected)
+    random = load_semantic(_clip(tmp_path), weights="random")
+    assert (random.channels, random.patch_size) == (48, 8)
+
+
+def test_clip_in_bfloat16(clip_folder: Path) -> None:
+    branch = load_semantic(_clip(clip_folder), dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in branch.parameters()} == {torch.bfloat16}
+    assert branch(_pixels(64, 64)).dtype == torch.bfloat16
+
+
+def test_clip_revision_is_passed_on(clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    original = CLIPVisionModel.from_pretrained.__func__
+
+    def from_pretrained(cls: type, source: str, **options: Any) -> Any:
+        asked.append((source, options.pop("revision")))
+        return original(cls, clip_folder, **options)
+
+    monkeypatch.setattr(CLIPVisionModel, "from_pretrained", classmethod(from_pretrained))
+    load_semantic(SemanticConfig(source="someone/clip", revision="0123abc"))
+    assert asked == [("someone/clip", "0123abc")]
+
+
+def test_clip_pickle_needs_an_opt_in(clip_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"could not load the CLIP image encoder.*allow_pickle=True"):
+        load_semantic(_clip(folder))
+    branch = load_semantic(_clip(folder), allow_pickle=True)
+    got = branch.model.state_dict()
+    assert torch.equal(got["pre_layrnorm.weight"], state["pre_layrnorm.weight"])
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _lose_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    state = {name: t for name, t in load_file(path).items() if "layers.1." not in name}
+    save_file(state, path, {"format": "pt"})
+
+
+def _other_shape(folder: Path) -> None:
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "intermediate_size": 100}))
+
+
+def _broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize("spoil", [_truncate, _lose_weights, _other_shape, _broken_config])
+def test_broken_clip_folder(spoil: Any, clip_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    spoil(folder)
+    with pytest.raises(OSError, match="could not load the CLIP image encoder"):
+        load_semantic(_clip(folder))
+
+
+def test_clip_that_cannot_be_had() -> None:
+    with pytest.raises(OSError, match="could not load the CLIP image encoder from 'nobody/clip'"):
+        load_semantic(SemanticConfig(source="nobody/clip"))
+    with pytest.raises(OSError, match="removed"):
+        load_semantic(SemanticConfig(source=next(iter(RETIRED_REPOSITORIES))))
+    with pytest.raises(ValueError, match=r"'nobody/clip'.*openai/clip-vit-large-patch14-336"):
+        load_semantic(SemanticConfig(source="nobody/clip"), weights="random")
+
+
+# --- timm --------------------------------------------------------------------------------------
+
+
+def _timm_pair(name: str, final_norm: bool) -> tuple[Any, TimmVision]:
+    """A timm model and our branch around the same weights."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=0, dynamic_img_size=True).eval()
+    with torch.no_grad():
+        # Layer scale starts at 1e-5, which would hide the blocks.
+        for key, parameter in model.named_parameters():
+            if key.endswith(("gamma", "gamma_1", "gamma_2")):
+                parameter.fill_(0.5)
+    return model, TimmVision(deepcopy(model), final_norm).eval()
+
+
+@pytest.mark.parametrize("name", TIMM_MODELS)
+@torch.no_grad()
+def test_timm_tokens_equal_timm(name: str) -> None:
+    patch = 14 if "patch14" in name else 16
+    for size in ((4 * patch, 4 * patch), (3 * patch, 5 * patch)):
+        pixels = _pixels(*size)
+        grid = (size[0] // patch, size[1] // patch)
+        model, branch = _timm_pair(name, final_norm=True)
+        tokens = model.forward_features(pixels)[:, model.num_prefix_tokens :]
+        expected = tokens.transpose(1, 2).unflatten(2, grid)
+        if not isinstance(model.norm, torch.nn.Identity):
+            assert torch.equal(branch(pixels), expected)
+
+        model, branch = _timm_pair(name, final_norm=False)
+        last: list[Tensor] = []
+        model.blocks[-1].register_forward_hook(lambda _, __, output, to=last: to.append(output))
+        model.forward_features(pixels)
+        tokens = last[0][:, model.num_prefix_tokens :]
+        assert torch.equal(branch(pixels), tokens.transpose(1, 2).unflatten(2, grid))
+
+
+@pytest.mark.parametrize("name", TIMM_MODELS)
+def test_timm_attributes(name: str) -> None:
+    config = SemanticConfig(source=name, kind="timm")
+    with torch.device("meta"):
+        branch = load_semantic(config, weights="random")
+    own = timm.get_pretrained_cfg(name)
+    assert isinstance(branch, SemanticBranch)
+    assert branch.patch_size == (14 if "patch14" in name else 16)
+    assert branch.image_size == own.input_size[-1]
+    assert tuple(branch.mean) == tuple(own.mean)
+    assert tuple(branch.std) == tuple(own.std)
+
+
+@pytest.mark.parametrize("name", TIMM_MODELS[:4])
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_timm_has_no_dead_parameter(name: str, final_norm: bool) -> None:
+    branch = load_semantic(
+        SemanticConfig(source=name, kind="timm", final_norm=final_norm), weights="random"
+    )
+    branch(_pixels(64, 64)).square().mean().backward()
+    dead = [key for key, parameter in branch.named_parameters() if parameter.grad is None]
+    assert dead == []
+
+
+def test_branches_are_in_eval_mode(clip_folder: Path) -> None:
+    for config in (SemanticConfig(source="test_vit", kind="timm"), _clip(clip_folder)):
+        branch = load_semantic(config, weights="random")
+        assert not any(module.training for module in branch.modules())
+
+
+def test_unknown_timm_name_suggests_some() -> None:
+    with pytest.raises(ValueError, match=r"no model 'vit_tiny_patch16'.*vit_tiny_patch16_224"):
+        load_semantic(SemanticConfig(source="vit_tiny_patch16", kind="timm"))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "beit_base_patch16_224"])
+def test_timm_model_of_a_fixed_size_or_no_tokens(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}.*cannot be a semantic branch.*dinov2"):
+        load_semantic(SemanticConfig(source=name, kind="timm"), weights="random")
+
+
+def test_timm_weights_that_cannot_be_had() -> None:
+    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    with pytest.raises(OSError, match=f"could not load the image transformer from '{name}'"):
+        load_semantic(SemanticConfig(source=name, kind="timm"))
+
+
+# --- resizing ----------------------------------------------------------------------------------
+
+
+class Branch:
+    """A branch of 6 x 6 patches of 10 px; resizing asks no more of one."""
+
+    channels = 1
+    patch_size = 10
+    image_size = 60
+    mean = (0.5, 0.4, 0.3)
+    std = (0.1, 0.2, 0.4)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image[:, :1, ::10, ::10]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        # Rows and columns: 6 * sqrt(aspect), rounded, at least 1.
+        ((60, 60), (60, 60)),
+        ((33, 33), (60, 60)),
+        ((512, 512), (60, 60)),
+        ((100, 200), (40, 80)),
+        ((200, 100), (80, 40)),
+        ((90, 60), (70, 50)),
+        ((64, 6400), (10, 600)),
+    ],
+)
+def test_grid_keeps_the_aspect(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert resize_for_tokens(torch.zeros(1, 3, *size), Branch()).shape == (1, 3, *expected)
+
+
+def test_own_size_is_normalised_alone() -> None:
+    image = _pixels(60, 60).clamp(-1, 1)
+    expected = torch.stack(
+        [
+            ((image[:, channel] + 1) / 2 - Branch.mean[channel]) / Branch.std[channel]
+            for channel in range(3)
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(resize_for_tokens(image, Branch()), expected)
+
+
+@pytest.mark.parametrize("size", [(120, 120), (30, 45), (90, 60), (100, 37)])
+def test_field_of_view_stays(size: tuple[int, int]) -> None:
+    """A ramp over the whole image is a ramp over the whole resized image: nothing is cropped."""
+    height, width = size
+    rows = ((torch.arange(height) + 0.5) / height * 2 - 1).view(1, 1, -1, 1)
+    columns = ((torch.arange(width) + 0.5) / width * 2 - 1).view(1, 1, 1, -1)
+    image = torch.cat([x.expand(1, 1, *size) for x in (rows, columns, rows)], dim=1)
+    mean, std = torch.tensor(Branch.mean), torch.tensor(Branch.std)
+    resized = resize_for_tokens(image, Branch())
+    pixels = (resized * std.view(1, 3, 1, 1) + mean.view(1, 3, 1, 1)) * 2 - 1
+    height, width = pixels.shape[-2:]
+    rows = (torch.arange(height) + 0.5) / height * 2 - 1
+    columns = (torch.arange(width) + 0.5) / width * 2 - 1
+    # Bicubic weights reproduce a ramp, except where they reach over the border.
+    inner = slice(8, -8)
+    torch.testing.assert_close(pixels[0, 0, inner, width // 2], rows[inner], atol=2e-3, rtol=0)
+    torch.testing.assert_close(pixels[0, 1, height // 2, inner], columns[inner], atol=2e-3, rtol=0)
+
+
+def test_shrinking_is_smoothed() -> None:
+    """One-pixel stripes become grey, not a Moire pattern."""
+    image = torch.ones(1, 3, 240, 240)
+    image[..., ::2] = -1
+    resized = resize_for_tokens(image, Branch())
+    grey = (0.5 - torch.tensor(Branch.mean)) / torch.tensor(Branch.std)
+    inner = resized[0, :, 5:-5, 5:-5]
+    torch.testing.assert_close(inner, grey.view(3, 1, 1).expand_as(inner), atol=0.05, rtol=0)
