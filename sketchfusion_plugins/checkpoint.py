@@ -70,15 +70,8 @@ def adapter_state(module: nn.Module) -> dict[str, Tensor]:
 
     Foundations that were unfrozen are part of it: they may have been trained.
     """
-    prefix, encoder = find_encoder(module)
-    frozen: tuple[str, ...] = ()
-    if encoder.config.freeze_foundations:
-        frozen = tuple(f"{prefix}{name}." for name in encoder.foundation_names())
-    return {
-        name: tensor
-        for name, tensor in module.state_dict().items()
-        if not (frozen and name.startswith(frozen))
-    }
+    _, encoder = find_encoder(module)
+    return _state(module, with_foundations=not encoder.config.freeze_foundations)
 
 
 def fingerprint(encoder: SketchFusionEncoder) -> str:
@@ -163,8 +156,11 @@ def load_adapters(
     path = _locate(source, revision)
     description, tensors = _read(path)
     prefix, encoder = find_encoder(module)
-    _check_foundations(path, description["foundations"], encoder)
-    expected = adapter_state(module)
+    # Foundations that were trained are in the file; frozen ones must be the module's own.
+    holds_foundations = not _parse_config(path, description).freeze_foundations
+    if not holds_foundations:
+        _check_foundations(path, description["foundations"], encoder)
+    expected = _state(module, with_foundations=holds_foundations)
     if strict:
         _check_tensors(path, tensors, expected)
     else:
@@ -195,13 +191,7 @@ def read_config(source: str | Path, *, revision: str | None = None) -> EncoderCo
     """
     path = _locate(source, revision)
     description, _ = _read(path, tensors=False)
-    try:
-        return EncoderConfig.from_dict(description["config"])
-    except (AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} has a configuration that this version does not read: {error} It was written "
-            f"by version {description.get('sketchfusion_plugins')}."
-        ) from error
+    return _parse_config(path, description)
 
 
 def push_adapters(
@@ -222,12 +212,22 @@ def push_adapters(
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
         save_adapters(module, folder)
-        write_text(_model_card(module), Path(folder) / "README.md")
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        write_text(_model_card(module, repo_id), Path(folder) / "README.md")
         commit = api.upload_folder(
             repo_id=repo_id, folder_path=folder, commit_message=commit_message
         )
     return str(commit.commit_url)
+
+
+def _state(module: nn.Module, with_foundations: bool) -> dict[str, Tensor]:
+    prefix, encoder = find_encoder(module)
+    foundations = tuple(f"{prefix}{name}." for name in encoder.foundation_names())
+    return {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if with_foundations or not (foundations and name.startswith(foundations))
+    }
 
 
 def _locate(source: str | Path, revision: str | None) -> Path:
@@ -282,9 +282,19 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, T
     return description, state
 
 
+def _parse_config(path: Path, description: dict[str, Any]) -> EncoderConfig:
+    try:
+        return EncoderConfig.from_dict(description["config"])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} has a configuration that this version does not read: {error} It was written "
+            f"by version {description.get('sketchfusion_plugins')}."
+        ) from error
+
+
 def _check_foundations(path: Path, expected: dict[str, Any], encoder: SketchFusionEncoder) -> None:
     found = fingerprint(encoder)
-    if not encoder.config.freeze_foundations or expected["fingerprint"] == found:
+    if expected["fingerprint"] == found:
         return
     diffusion, semantic = encoder.config.diffusion, encoder.config.semantic
     raise CheckpointError(
@@ -320,7 +330,7 @@ def _check_tensors(path: Path, got: dict[str, Tensor], expected: dict[str, Tenso
         )
 
 
-def _model_card(module: nn.Module) -> str:
+def _model_card(module: nn.Module, repo_id: str) -> str:
     _, encoder = find_encoder(module)
     config = encoder.config
     return (
@@ -330,5 +340,5 @@ def _model_card(module: nn.Module) -> str:
         f"Injection and aggregation weights for `{config.diffusion.source}` and "
         f"`{config.semantic.source}`, which are not included and keep their own licences.\n\n"
         "```python\nfrom sketchfusion_plugins import SketchFusionEncoder\n\n"
-        'encoder = SketchFusionEncoder.from_pretrained("this repository\'s id")\n```\n'
+        f'encoder = SketchFusionEncoder.from_pretrained("{repo_id}")\n```\n'
     )

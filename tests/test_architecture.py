@@ -21,7 +21,7 @@ PACKAGES = ("sketchfusion_plugins", "timm_adapters")
 # Rooms by floor, the lowest first; a room imports from lower floors alone. A package is one room.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("files", "hub", "noise", "images", "summary"),
-    ("config", "frequency", "viz", "data"),
+    ("config", "frequency", "viz", "data", "stroke_metrics"),
     ("presets", "null_prompt", "semantic", "injection", "aggregation", "checkpoint", "baselines"),
     ("denoiser",),
     ("diffusion",),

@@ -122,6 +122,15 @@ def test_unfrozen_foundations_are_written_too(build: Any, tmp_path: Path) -> Non
     _assert_same(SketchFusionEncoder.from_pretrained(tmp_path), _snapshot(encoder))
 
 
+def test_adapters_may_start_the_training_of_the_foundations(build: Any, tmp_path: Path) -> None:
+    frozen = build()
+    torch.nn.init.normal_(frozen.aggregator.branch_logits)
+    frozen.save_pretrained(tmp_path)
+    thawed = SketchFusionEncoder.from_pretrained(tmp_path, freeze_foundations=False)
+    assert torch.equal(thawed.aggregator.branch_logits, frozen.aggregator.branch_logits)
+    assert all(parameter.requires_grad for parameter in thawed.diffusion.parameters())
+
+
 def test_other_files_of_the_folder_stay(build: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     build().save_pretrained(tmp_path)

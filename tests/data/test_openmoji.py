@@ -150,7 +150,7 @@ def test_render_stacks_pictures_in_order(
 
 
 def test_render_names_the_valid_layers() -> None:
-    with pytest.raises(ValueError, match="'colour'.*line, color"):
+    with pytest.raises(ValueError, match=r"'colour'.*line, color"):
         render([], 8, "colour")  # type: ignore[arg-type]
 
 
@@ -183,7 +183,7 @@ def test_load_concepts_names_the_file_it_cannot_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no SVG file"):
         load_concepts(tmp_path)
     (tmp_path / "1F600.svg").write_bytes(b"<svg")
-    with pytest.raises(ValueError, match="1F600.svg.*well-formed"):
+    with pytest.raises(ValueError, match=r"1F600.svg.*well-formed"):
         load_concepts(tmp_path)
 
 

@@ -35,14 +35,13 @@ def timm_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_suite(source: Path, models: str, *options: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "timm_suite_plugin", "-c", os.devnull]
-        + ["--rootdir", str(source), "-q", "-rA", "-W", "ignore", *options]
+        [sys.executable, "-m", "pytest", "-p", "timm_suite_plugin", "-p", "no:timeout"]
+        + ["-c", os.devnull, "--rootdir", str(source), "-q", "-rA", "-W", "ignore", *options]
         + [str(source / "tests" / "test_models.py")],
         env={
             **os.environ,
             "PYTHONPATH": str(HERE),
             "SKETCHFUSION_TIMM_MODELS": models,
-            "TIMEOUT": "900",
         },
         cwd=source,
         capture_output=True,
@@ -67,9 +66,7 @@ def test_small(timm_source: Path) -> None:
 
 @pytest.mark.slow
 def test_base(timm_source: Path) -> None:
-    # timm skips the backward test above 320 px.
     options = ("-k", "not prune_intermediate_layers_contract")
     output = run_suite(timm_source, "sketchfusion_base", *options)
-    # Forward, features and FX of the model, shapes and interface of its three tags.
-    assert "failed" not in output, output[-3000:]
-    assert "test_model_default_cfgs[1-sketchfusion_base.cleandift]" in output
+    # As above, with one test of shapes and interface for each of the three tags.
+    assert "10 passed" in output, output[-3000:]
