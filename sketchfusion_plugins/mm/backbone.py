@@ -1,0 +1,216 @@
+"""The encoder as an mmengine backbone: images in, levels out, small checkpoints."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from sketchfusion_plugins.checkpoint import CheckpointError, fingerprint
+from sketchfusion_plugins.config import EncoderConfig
+from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.presets import PRESETS
+from timm_adapters.sketchfusion import TAG_PRESETS, default_cfgs
+
+FINGERPRINT = "foundation_fingerprint"
+
+
+@MODELS.register_module()
+class SketchFusion(BaseModule):  # type: ignore[misc]
+    """Frozen Stable Diffusion and CLIP with trained injection, without aggregation.
+
+    Aggregation is a neck's: see `AdaptiveAggregationNeck` and `AdaptivePyramidNeck`. Inputs are
+    normalised to -1..1: mean and standard deviation 127.5 in mmseg's data preprocessor.
+
+    Frozen foundations stay in eval mode, are no part of a state dict, keep their weights through
+    ``init_weights`` and are shared by copies of the backbone. A checkpoint remembers which
+    foundations it was trained on.
+
+    Args:
+        variant: timm name, with or without tag (``"sketchfusion_base.cleandift"``), or the name of
+            a preset (``"paper"``).
+        config: Configuration that replaces the variant, as of `EncoderConfig.to_dict`.
+        adapters: Folder, file or Hugging Face id of adapters that `save_pretrained` wrote; replaces
+            the variant by the configuration they were trained with.
+        changes: Changes of the configuration, as in `EncoderConfig.replace`:
+            ``dict(diffusion__timestep=50, taps=("up1", "up2"))``.
+        diffusion: Hugging Face id or folder that replaces the configuration's.
+        semantic: Hugging Face id or folder that replaces the configuration's.
+        weights: ``"pretrained"`` or ``"random"`` foundations; None keeps the configuration's.
+        in_channels: 1, 3 or 4; None keeps the configuration's.
+        freeze_foundations: None keeps the configuration's (frozen).
+        foundation_dtype: ``"float32"`` or ``"bfloat16"``; None keeps the configuration's.
+        with_cp: Recompute activations inside UNet blocks in backward, to save memory.
+        allow_pickle: See `SketchFusionEncoder`.
+        init_cfg: None, or ``dict(type="Pretrained", checkpoint=..., prefix="backbone.")``.
+
+    Raises:
+        OSError: Foundations or adapters cannot be loaded.
+        ValueError: Unknown variant, field or value.
+    """
+
+    _is_init: bool
+
+    def __init__(
+        self,
+        variant: str = "sketchfusion_base",
+        config: Mapping[str, Any] | None = None,
+        adapters: str | None = None,
+        changes: Mapping[str, Any] | None = None,
+        diffusion: str | None = None,
+        semantic: str | None = None,
+        weights: str | None = None,
+        in_channels: int | None = None,
+        freeze_foundations: bool | None = None,
+        foundation_dtype: str | None = None,
+        with_cp: bool = False,
+        allow_pickle: bool = False,
+        init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        if init_cfg is not None and init_cfg.get("type") != "Pretrained":
+            raise ValueError(
+                f"init_cfg must be None or of type 'Pretrained', got {dict(init_cfg)!r}: any other "
+                "would overwrite the foundations. Choose how injection starts with "
+                "changes=dict(injection__init='zero' or 'official')."
+            )
+        super().__init__(init_cfg)
+        given: dict[str, Any] = {
+            "diffusion__source": diffusion,
+            "semantic__source": semantic,
+            "weights": weights,
+            "in_channels": in_channels,
+            "freeze_foundations": freeze_foundations,
+            "foundation_dtype": foundation_dtype,
+        }
+        replaced = {key: value for key, value in given.items() if value is not None}
+        replaced |= changes or {}
+        if adapters is not None:
+            self.encoder = SketchFusionEncoder.from_pretrained(
+                adapters, allow_pickle=allow_pickle, **replaced
+            )
+            self.encoder.set_taps(self.encoder.diffusion.denoiser.taps)
+        else:
+            full = find_config(variant) if config is None else EncoderConfig.from_dict(config)
+            self.encoder = SketchFusionEncoder(
+                full.replace(**{**replaced, "aggregation": None}), allow_pickle=allow_pickle
+            )
+        self.encoder.set_grad_checkpointing(with_cp)
+        blocks = self.encoder.level_blocks
+        self.out_channels = tuple(block.channels for block in blocks)
+        self.out_strides = tuple(block.stride for block in blocks)
+        if self.encoder.config.freeze_foundations:
+            self._remember_foundations()
+            self.register_state_dict_post_hook(_drop_foundations)
+            self.register_load_state_dict_pre_hook(_begin_loading)
+            self.register_load_state_dict_post_hook(_excuse_foundations)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Levels ``[B, out_channels[i], ceil(H / out_strides[i]), ceil(W / out_strides[i])]``.
+
+        Args:
+            x: Images ``[B, in_channels, H, W]`` in -1..1, sides of at least 32 px.
+
+        Raises:
+            TypeError, ValueError: See `sketchfusion_plugins.images.check_image`.
+        """
+        return self.encoder.forward_levels(x).maps
+
+    def init_weights(self) -> None:
+        """Load what ``init_cfg`` names; nothing is drawn anew.
+
+        Foundations were loaded and adapters initialised when the backbone was built.
+        """
+        if self.init_cfg and not self._is_init:
+            from mmengine.model import initialize
+
+            initialize(self, self.init_cfg)
+        self._is_init = True
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> SketchFusion:
+        """Apply a function to all modules but frozen foundations.
+
+        mmengine initialises with it what an ``init_cfg`` of the whole segmentor names.
+        """
+        if not self.encoder.config.freeze_foundations:
+            super().apply(fn)
+            return self
+        for name, child in self.encoder.named_children():
+            if name not in self.encoder.foundation_names():
+                child.apply(fn)
+        return self
+
+    def full_state_dict(self, prefix: str = "") -> dict[str, Tensor]:
+        """State with foundations, 4.8 GB for the base model: for export only."""
+        return dict(self.encoder.state_dict(prefix=f"{prefix}encoder."))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SketchFusion:
+        # An averaged copy of the model (EMA) would otherwise hold the foundations twice.
+        if self.encoder.config.freeze_foundations:
+            memo.update((id(module), module) for module in self.encoder.foundations())
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def _remember_foundations(self) -> None:
+        if any(parameter.is_meta for parameter in self.encoder.parameters()):
+            return
+        digest = bytes.fromhex(fingerprint(self.encoder))
+        self.register_buffer(FINGERPRINT, torch.tensor(list(digest), dtype=torch.uint8))
+
+
+def find_config(variant: str) -> EncoderConfig:
+    """Configuration of a timm name, with or without tag, or of a preset.
+
+    Raises:
+        ValueError: Unknown name; the message lists the valid ones.
+    """
+    if variant in PRESETS:
+        return PRESETS[variant]
+    name, _, tag = variant.partition(".")
+    known = {model: list(cfg.tags) for model, cfg in default_cfgs.items()}
+    if name in known and (not tag or tag in known[name]):
+        return PRESETS[TAG_PRESETS[tag or known[name][0]]]
+    names = [f"{model}.{tag}" for model, tags in known.items() for tag in tags]
+    raise ValueError(
+        f"unknown variant {variant!r}; choose a timm name ({', '.join(known)}, "
+        f"{', '.join(names)}) or a preset ({', '.join(PRESETS)})."
+    )
+
+
+def _foundation_prefixes(module: SketchFusion, prefix: str) -> tuple[str, ...]:
+    return tuple(f"{prefix}encoder.{name}." for name in module.encoder.foundation_names())
+
+
+def _drop_foundations(
+    module: SketchFusion, state: dict[str, Tensor], prefix: str, _: dict[str, Any]
+) -> None:
+    frozen = _foundation_prefixes(module, prefix)
+    for name in [name for name in state if name.startswith(frozen)]:
+        del state[name]
+
+
+def _begin_loading(module: SketchFusion, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    # A hook that runs after loading is not told the prefix.
+    module._loading_prefix = prefix
+    saved, own = state.get(prefix + FINGERPRINT), getattr(module, FINGERPRINT, None)
+    if saved is None or own is None or torch.equal(saved.cpu(), own.cpu()):
+        return
+    config = module.encoder.config
+    raise CheckpointError(
+        f"this checkpoint was trained on other foundations (fingerprint "
+        f"{bytes(saved.tolist()).hex()}) than this backbone has: {config.diffusion.source} and "
+        f"{config.semantic.source}, {config.weights} weights, fingerprint "
+        f"{bytes(own.tolist()).hex()}. Build the backbone with the ones it was trained on."
+    )
+
+
+def _excuse_foundations(module: SketchFusion, incompatible: Any) -> None:
+    frozen = _foundation_prefixes(module, module._loading_prefix)
+    missing = incompatible.missing_keys
+    missing[:] = [name for name in missing if not name.startswith(frozen)]

@@ -1,0 +1,86 @@
+"""A segmentation data set that knows its own classes and refuses what cannot be right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmengine.registry import DATASETS
+from mmseg.datasets import BaseSegDataset
+
+from sketchfusion_plugins.data.layout import META_FILE
+
+
+@DATASETS.register_module()
+class SketchParts(BaseSegDataset):  # type: ignore[misc]
+    """Sketches and part masks in the layout of `sketchfusion_plugins.data.layout`.
+
+    Classes and palette are read from ``meta.json`` in ``data_root``; for data of your own write one
+    with ``{"classes": ["background", "wheel"]}``.
+
+    Args:
+        data_root: Folder of the data set.
+        num_classes: Classes of the model's head.
+        img_suffix: Suffix of the images.
+        options: See `mmseg.datasets.BaseSegDataset`.
+
+    Raises:
+        FileNotFoundError: A folder or ``meta.json`` is missing, or there are no images.
+        ValueError: ``meta.json`` names another number of classes. Reading a sample: its mask holds
+            a label that is no class.
+    """
+
+    def __init__(
+        self, data_root: str, num_classes: int, img_suffix: str = ".png", **options: Any
+    ) -> None:
+        path = Path(data_root) / META_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing. Write OpenMoji or SPG with `sketchfusion data`, or for data "
+                'of your own a file such as {"classes": ["background", "wheel"]} beside images/ '
+                "and annotations/."
+            )
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        classes = meta["classes"]
+        if len(classes) != num_classes:
+            raise ValueError(
+                f"{path} names {len(classes)} classes, the config has num_classes={num_classes}. "
+                "Set num_classes of the data set and of every head to the former."
+            )
+        metainfo = {"classes": classes, **{k: meta[k] for k in ("palette",) if k in meta}}
+        super().__init__(data_root=data_root, img_suffix=img_suffix, metainfo=metainfo, **options)
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """Pairs of an image and its mask."""
+        for key in ("img_path", "seg_map_path"):
+            folder = self.data_prefix.get(key)
+            if folder and not Path(folder).is_dir():
+                raise FileNotFoundError(
+                    f"{folder} is missing; expected images/{{train,val}} and "
+                    f"annotations/{{train,val}} in {self.data_root}."
+                )
+        pairs: list[dict[str, Any]] = super().load_data_list()
+        if not pairs:
+            raise FileNotFoundError(
+                f"no file *{self.img_suffix} in {self.data_prefix['img_path']}. Set img_suffix to "
+                "that of your images."
+            )
+        return pairs
+
+    def prepare_data(self, idx: int) -> Any:
+        """One sample."""
+        data = super().prepare_data(idx)
+        sample = data.get("data_samples") if isinstance(data, dict) else None
+        if sample is None or "gt_sem_seg" not in sample:
+            return data
+        labels = sample.gt_sem_seg.data
+        count = len(self.metainfo["classes"])
+        wrong = labels[(labels >= count) & (labels != self.ignore_index)]
+        if len(wrong):
+            raise ValueError(
+                f"{sample.seg_map_path} holds label {int(wrong.max())}, expected 0..{count - 1}, "
+                f"or {self.ignore_index} for pixels to ignore. Masks are one byte per pixel, "
+                "without colour."
+            )
+        return data

@@ -1,0 +1,64 @@
+"""Parameter groups of what trains alone, with layer-wise learning rates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from torch import nn
+
+from sketchfusion_plugins.encoder import SketchFusionEncoder
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class AdapterOptimWrapperConstructor(DefaultOptimWrapperConstructor):  # type: ignore[misc]
+    """mmengine's constructor, for parameters that train alone.
+
+    mmengine's own gives an optimiser without ``paramwise_cfg`` every frozen parameter, and with one
+    writes a warning for each.
+
+    ``paramwise_cfg`` may hold ``layer_decay_rate`` beside mmengine's keys: the injection into the
+    n-th last UNet block that runs learns at ``lr * layer_decay_rate ** n``, n counting from 0. What
+    is outside the encoder is not affected.
+    """
+
+    paramwise_cfg: dict[str, Any]
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Build the optimiser wrapper of a model."""
+        model = getattr(model, "module", model)
+        options = dict(self.paramwise_cfg or {})
+        self.decay_rate = options.pop("layer_decay_rate", 1.0)
+        if not 0 < self.decay_rate <= 1:
+            raise ValueError(f"layer_decay_rate must be in (0, 1], got {self.decay_rate}.")
+        self.depths = _depths(model)
+        # Without any option mmengine takes model.parameters(), frozen ones too.
+        self.paramwise_cfg = options or {"bypass_duplicate": False}
+        return super().__call__(model)
+
+    def add_params(
+        self, params: list[dict[str, Any]], module: nn.Module, prefix: str = "", **options: Any
+    ) -> None:
+        """Add the groups of a module; see mmengine."""
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            return
+        start = len(params)
+        super().add_params(params, module, prefix=prefix, **options)
+        if prefix in self.depths:
+            for group in params[start:]:
+                rate = self.decay_rate ** self.depths[prefix]
+                group["lr"] = group.get("lr", self.base_lr) * rate
+
+
+def _depths(model: nn.Module) -> dict[str, int]:
+    """Blocks that run after every injection, by the injection's name in the model."""
+    depths = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SketchFusionEncoder):
+            blocks = [block.name for block in module.diffusion.denoiser.blocks]
+            start = f"{name}." if name else ""
+            for site in module.injector.projections:
+                path = f"{start}injector.projections.{site}"
+                depths[path] = len(blocks) - 1 - blocks.index(site)
+    return depths

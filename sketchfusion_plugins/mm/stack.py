@@ -1,0 +1,53 @@
+"""Which OpenMMLab packages are installed, and whether they can work together."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+FORKS = ("onedl-mmengine", "onedl-mmcv", "onedl-mmsegmentation")
+UPSTREAM = ("mmengine", "mmcv", "mmcv-lite", "mmsegmentation")
+INSTALL = 'pip install "sketchfusion-plugins[mmseg]"'
+
+
+def check_stack() -> None:
+    """Refuse what cannot work, before a framework fails somewhere inside.
+
+    Raises:
+        ModuleNotFoundError: mmengine is missing.
+        ImportError: OpenMMLab's packages and their forks are mixed, or do not import together.
+    """
+    forks, upstream = _installed(FORKS), _installed(UPSTREAM)
+    if forks and upstream:
+        raise ImportError(
+            f"expected either OpenMMLab's packages or their maintained forks, got both: "
+            f"{_listing(forks)} and {_listing(upstream)}. They own the same folders. Uninstall "
+            f"all of them, then {INSTALL}"
+        )
+    if find_spec("mmengine") is None:
+        raise ModuleNotFoundError(f"sketchfusion_plugins.mm needs mmengine: {INSTALL}")
+    # mmseg alone has demands on its companions that its own imports check, each in its own way.
+    for module in ("mmcv", "mmseg") if find_spec("mmseg") is not None else ():
+        try:
+            import_module(module)
+        except (ImportError, AssertionError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise ImportError(
+                f"{module} cannot be imported with what is installed "
+                f"({_listing(forks or upstream)}): {reason} Versions that work together: {INSTALL}"
+            ) from error
+
+
+def _installed(distributions: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _listing(found: dict[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in found.items()) or "no distribution"

