@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,28 @@ def test_unknown_config_lists_the_valid_ones(verb: str) -> None:
     result = runner.invoke(app, [verb, "nonsense"])
     assert result.exit_code == 1
     assert "no config 'nonsense'; choose one of base_fpn_ade20k_512" in result.stderr
+
+
+def test_mm_train_runs_the_shipped_script_with_all_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("mmseg")
+    commands: list[list[str]] = []
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr("sketchfusion_plugins.mmseg_scripts.subprocess.run", run)
+    arguments = ["--work-dir", "runs/first", "--resume", "--cfg-options", "a.b=1"]
+    result = runner.invoke(app, ["mm-train", "tiny_fpn_spg_128", *arguments])
+    assert result.exit_code == 3, result.output
+    ((python, script, config, *rest),) = commands
+    assert python == sys.executable
+    assert Path(script).parts[-4:] == ("mmseg", ".mim", "tools", "train.py")
+    assert Path(script).is_file()
+    assert Path(config).name == "tiny_fpn_spg_128.py"
+    assert rest == arguments
 
 
 def test_data_without_a_source_is_one_line(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
+from sketchfusion_plugins.mmseg_scripts import INSTALL
+
 FORKS = ("onedl-mmengine", "onedl-mmcv", "onedl-mmsegmentation")
 UPSTREAM = ("mmengine", "mmcv", "mmcv-lite", "mmsegmentation")
-INSTALL = 'pip install "sketchfusion-plugins[mmseg]"'
 
 
 def check_stack() -> None:
