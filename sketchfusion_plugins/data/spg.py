@@ -4,8 +4,7 @@ Sketches are Quick, Draw!'s (Google, CC BY 4.0); the labels come from "Toward De
 Perceptual Grouper" (Li et al., IEEE TIP 2019). What is read is a folder with
 
     spg.csv             columns index, class, split ("train" or "valid"), ...
-    spg_strokes.npz     xy [N, 2], stroke [N], part [N], offset [D + 1]; drawing i is the rows
-                        offset[i]:offset[i + 1], in the order in which they were drawn
+    spg_strokes.npz     drawings and the part of every point; see `data.compact_strokes`
     parts.json          part names by class
 """
 
@@ -17,24 +16,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sketchfusion_plugins.data.layout import IGNORED, begin, is_written, write_pair
+from sketchfusion_plugins.data.compact_strokes import read_compact
+from sketchfusion_plugins.data.layout import begin, is_written, write_pair
+from sketchfusion_plugins.data.strokes import Strokes, StrokeStyle, place, render_labels
 from sketchfusion_plugins.files import write_safetensors
-
-if TYPE_CHECKING:
-    from PIL import ImageDraw
 
 FILES = ("spg.csv", "spg_strokes.npz", "parts.json")
 SPLITS = {"train": "train", "valid": "val"}
-MARGIN = 1 / 16
 SEPARATOR = ": "
-# Lines drawn this much larger and then reduced are smooth.
-OVERSAMPLING = 4
 
 
 @dataclass(frozen=True)
@@ -56,6 +50,11 @@ class Drawing:
     xy: NDArray[np.float32]
     stroke: NDArray[np.int64]
     label: NDArray[np.int64]
+
+    @property
+    def strokes(self) -> Strokes:
+        """What is drawn, without labels."""
+        return Strokes(self.xy, self.stroke)
 
     @property
     def name(self) -> str:
@@ -82,27 +81,27 @@ def load_spg(source: str | Path) -> tuple[list[str], list[Drawing]]:
             raise FileNotFoundError(
                 f"{source / name} is missing; SPG needs {', '.join(FILES)} in one folder."
             )
-    parts: dict[str, list[str]] = json.loads((source / FILES[2]).read_text(encoding="utf-8"))
+    parts = _read_parts(source / FILES[2])
     classes = [f"{name}{SEPARATOR}{part}" for name in sorted(parts) for part in parts[name]]
     first: dict[str, int] = {}
     for name in sorted(parts):
         first[name] = sum(len(parts[other]) for other in first)
-    # allow_pickle stays off: a file of object arrays would run code.
-    with np.load(source / FILES[1], allow_pickle=False) as arrays:
-        xy, stroke, part, offset = (arrays[key] for key in ("xy", "stroke", "part", "offset"))
+    drawn = read_compact(source / FILES[1], parts=True)
+    assert drawn.part is not None
     with (source / FILES[0]).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     drawings = []
     for row in rows:
-        index, category, split = int(row["index"]), row["class"], row["split"]
-        if split not in SPLITS or category not in parts or not 0 <= index < len(offset) - 1:
+        number, category, split = (row.get(name) or "" for name in ("index", "class", "split"))
+        index = int(number) if number.isdecimal() else len(drawn)
+        if split not in SPLITS or category not in parts or index >= len(drawn):
             raise ValueError(
                 f"{source / FILES[0]}: row {row} has an unknown split, class or index; expected "
-                f"split in {', '.join(SPLITS)}, class of {FILES[2]}, index below {len(offset) - 1}."
+                f"split in {', '.join(SPLITS)}, class of {FILES[2]}, index below {len(drawn)}."
             )
-        points = slice(int(offset[index]), int(offset[index + 1]))
-        count = len(parts[category])
-        if points.start >= points.stop or part[points].max() >= count:
+        points = drawn.rows(index)
+        part, count = drawn.part[points], len(parts[category])
+        if not len(part) or part.min() < 0 or part.max() >= count:
             raise ValueError(
                 f"{source / FILES[1]}: drawing {index} ({category}) has no points or a part of "
                 f"{count} or more, expected 0..{count - 1}."
@@ -112,29 +111,12 @@ def load_spg(source: str | Path) -> tuple[list[str], list[Drawing]]:
                 index,
                 category,
                 SPLITS[split],
-                xy[points].astype(np.float32),
-                stroke[points].astype(np.int64),
-                part[points].astype(np.int64) + first[category],
+                drawn.xy[points].astype(np.float32),
+                drawn.stroke[points].astype(np.int64),
+                part.astype(np.int64) + first[category],
             )
         )
     return classes, drawings
-
-
-def place(xy: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Fit a drawing into a picture: centred, its aspect ratio kept, with a margin.
-
-    Args:
-        xy: Points ``[N, 2]``.
-        size: Side of the picture in pixels.
-
-    Returns:
-        Points ``[N, 2]`` in pixels; the pixel in row y, column x covers x..x+1, y..y+1.
-    """
-    low, high = xy.min(0), xy.max(0)
-    extent = max(float((high - low).max()), 1.0)
-    scale = size * (1 - 2 * MARGIN) / extent
-    placed: NDArray[np.float32] = (xy - (low + high) / 2) * scale + size / 2
-    return placed
 
 
 def draw(
@@ -153,26 +135,8 @@ def draw(
         Black on white ``[size, size, 3]``; class indices ``[size, size]``, `IGNORED` off strokes;
         points ``[N, 2]`` in pixels.
     """
-    from PIL import Image, ImageDraw
-
-    points = place(drawing.xy, size)
-    fine = size * OVERSAMPLING
-    ink = Image.new("L", (fine, fine), 255)
-    labels = Image.new("L", (fine, fine), IGNORED)
-    ink_pen, label_pen = ImageDraw.Draw(ink), ImageDraw.Draw(labels)
-    for stroke in np.unique(drawing.stroke):
-        chosen = drawing.stroke == stroke
-        label = int(drawing.label[chosen][0])
-        # A pixel's centre is at a half; Pillow draws through whole numbers.
-        path = points[chosen] * OVERSAMPLING - 0.5
-        _line(ink_pen, path, width * OVERSAMPLING, 0)
-        # A label that is thinner than a pixel would slip between the pixels' centres.
-        _line(label_pen, path, max(1.0, width) * OVERSAMPLING, label)
-    reduced = ink.resize((size, size), Image.Resampling.BOX)
-    image = np.repeat(np.asarray(reduced)[..., None], 3, 2)
-    centre = OVERSAMPLING // 2
-    mask = np.array(labels)[centre::OVERSAMPLING, centre::OVERSAMPLING]
-    return image, mask, points
+    picture = render_labels(drawing.strokes, drawing.label, StrokeStyle(size, width))
+    return picture.image, picture.mask, picture.strokes.points
 
 
 def write_spg(
@@ -230,17 +194,14 @@ def write_spg(
             _write_points([d for d in drawings if d.split == split], size, path)
 
 
-def _line(pen: ImageDraw.ImageDraw, points: NDArray[np.float32], width: float, colour: int) -> None:
-    """Polyline with round ends and joints; a single point is a dot."""
-    path = [(float(x), float(y)) for x, y in points]
-    if len(path) > 1:
-        pen.line(path, fill=colour, width=max(1, round(width)))
-    radius = (width - 1) / 2
-    for x, y in path:
-        if radius > 0.5:
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-        else:
-            pen.point((round(x), round(y)), fill=colour)
+def _read_parts(path: Path) -> dict[str, list[str]]:
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): [str(part) for part in names] for name, names in parts.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected part names by class, {{class: [part, ...]}}, got {error}."
+        ) from None
 
 
 def _write_points(drawings: Sequence[Drawing], size: int, path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from sketchfusion_plugins.data.spg import Drawing, draw, load_spg, place, write_spg
+from sketchfusion_plugins.data.spg import Drawing, draw, load_spg, write_spg
+from sketchfusion_plugins.data.strokes import place
 from sketchfusion_plugins.stroke_metrics import labels_at, read_points
 
 PARTS = {"pig": ["ear", "body"], "ant": ["head", "legs", "eye"]}
@@ -199,6 +200,23 @@ def test_refusals(source: Path, tmp_path: Path) -> None:
     (source / "spg.csv").write_text(rows)
     (source / "parts.json").write_text(json.dumps({**PARTS, "pig": ["ear"]}))
     with pytest.raises(ValueError, match=r"drawing 0 \(pig\) has no points or a part of 1 or more"):
+        load_spg(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("spg.csv", "index,class\n0,pig\n", "unknown split, class or index"),
+        ("spg.csv", "index,class,split\n-1,pig,train\n", "unknown split, class or index"),
+        ("spg.csv", "index,class,split\nx,pig,train\n", "unknown split, class or index"),
+        ("parts.json", "{", r"parts\.json: expected part names by class"),
+        ("parts.json", "[]", r"parts\.json: expected part names by class"),
+        ("spg_strokes.npz", "PK", r"spg_strokes\.npz is no \.npz file, or cut off"),
+    ],
+)
+def test_spoiled_files_are_named(name: str, text: str, message: str, source: Path) -> None:
+    (source / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
         load_spg(source)
 
 

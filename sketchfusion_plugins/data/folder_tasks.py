@@ -1,0 +1,238 @@
+"""Data sets in folders as data of the four tasks; the module of a data set shows its layout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from sketchfusion_plugins.data import zero_shot
+from sketchfusion_plugins.data.pictures import Picture, PictureDataset, by_concept_split, seed_of
+from sketchfusion_plugins.data.psc6k import (
+    CorrespondenceDataset,
+    KeyPointPair,
+    Protocol,
+    Split,
+    load_psc6k,
+)
+from sketchfusion_plugins.data.quickdraw import QuickDraw
+from sketchfusion_plugins.data.segmentation_pairs import SketchSegmentation, read_classes
+from sketchfusion_plugins.data.sketchy import load_sketchy
+from sketchfusion_plugins.data.strokes import StrokeStyle
+from sketchfusion_plugins.data.task_data import SketchPhotoPairs, TaskData
+from sketchfusion_plugins.data.tuberlin import load_tuberlin
+from sketchfusion_plugins.data.warps import WarpConfig, random_warp
+from sketchfusion_plugins.images import to_tensor
+from sketchfusion_plugins.metrics.retrieval import PROTOCOLS
+
+HELD_OUT = 0.3
+# Visits of a concept that see warps of their own before they repeat.
+REPEATS = 64
+VARIATION = {"stroke_dropout": 0.05, "perturbation": 0.3}
+# How far a drawing may be turned and bent and still be the same drawing.
+AUGMENTATION = WarpConfig(rotation=15, scale=1.15, shift=0.06, bend=0.02)
+Pictures = tuple[list[Picture], list[Picture]]
+Item = TypeVar("Item", Picture, KeyPointPair)
+
+
+class Augmented:
+    """Pillow image to a tensor, slightly warped, differently at every call.
+
+    Args:
+        size: Side of the image in pixels.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, image: Any) -> Tensor:
+        """Image ``[3, size, size]`` in -1..1."""
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        return random_warp(generator, AUGMENTATION).image(to_tensor(image, self.size))
+
+
+def recognition(
+    load: Callable[[Path], Pictures],
+    source: str,
+    size: int,
+    seed: int,
+    limit: int | None,
+) -> TaskData:
+    """Sketches of known classes; a part of each class is held out.
+
+    Which part follows from the file's name; sketches of one photo stay together.
+    """
+    pictures = _first(load(_folder(source))[0], limit)
+    train: list[Picture] = []
+    test: list[Picture] = []
+    for picture in pictures:
+        name = picture.instance or picture.path.name
+        share = seed_of(seed, picture.category, name) / 2**63
+        (test if share < HELD_OUT else train).append(picture)
+    names = sorted({picture.category for picture in pictures})
+    plain = partial(to_tensor, size=size)
+    return TaskData(
+        "recognition",
+        source,
+        size,
+        train=PictureDataset(train, names, Augmented(size)),
+        fit=PictureDataset(train, names, plain),
+        test=PictureDataset(test, names, plain),
+        categories=tuple(names),
+        measures=("Acc@1", "Acc@5"),
+    )
+
+
+def retrieval(
+    load: Callable[[Path], Pictures],
+    protocol: str | None,
+    by: str,
+    source: str,
+    size: int,
+    seed: int,
+    limit: int | None,
+) -> TaskData:
+    """Retrieval in classes that training never saw: by class, or of the very photo among all."""
+    sketches, photos = (_first(pictures, limit) for pictures in load(_folder(source)))
+    if by == "instance":
+        sketches, photos = (
+            [picture for picture in pictures if picture.instance is not None]
+            for pictures in (sketches, photos)
+        )
+    if not photos:
+        raise FileNotFoundError(
+            f"{_folder(source)} holds sketches and no photos to search. Put the photos' folders, "
+            "one per category, into its folder 'extended'."
+        )
+    names = sorted({picture.category for picture in photos})
+    if protocol is None:
+        seen, unseen = by_concept_split(names, HELD_OUT, seed)
+        measures: tuple[str, ...] = ("mAP@all", "P@100")
+    else:
+        seen, unseen = zero_shot.split_categories(names, protocol)
+        measures = PROTOCOLS[protocol]
+    if by == "instance":
+        measures = PROTOCOLS["fine_grained"]
+
+    def pick(pictures: Sequence[Picture], names: Sequence[str], transform: Any) -> PictureDataset:
+        kept = [picture for picture in pictures if picture.category in set(names)]
+        return PictureDataset(kept, names, transform)
+
+    plain, augmented = partial(to_tensor, size=size), Augmented(size)
+    return TaskData(
+        "retrieval",
+        source,
+        size,
+        train=SketchPhotoPairs(pick(sketches, seen, augmented), pick(photos, seen, augmented), by),
+        test=pick(sketches, unseen, plain),
+        gallery=pick(photos, unseen, plain),
+        categories=tuple(unseen),
+        measures=measures,
+        label=by,
+    )
+
+
+def sketchy(folder: Path) -> Pictures:
+    """Sketches and photos; those beyond what was sketched lie in ``extended``, if at all."""
+    return load_sketchy(folder, extended=_extended(folder))
+
+
+def tuberlin(folder: Path) -> Pictures:
+    """Sketches and photos; photos lie in ``extended``, if at all."""
+    return load_tuberlin(folder, extended=_extended(folder))
+
+
+def quickdraw_recognition(source: str, size: int, seed: int, limit: int | None) -> TaskData:
+    """Quick, Draw! in any of its layouts; a part of each class is held out."""
+
+    def read(style: StrokeStyle) -> QuickDraw:
+        return QuickDraw(_folder(source), style, partial(to_tensor, size=size), limit=limit)
+
+    plain = read(StrokeStyle(size))
+    held_out = torch.tensor(
+        [
+            seed_of(seed, int(label), index) / 2**63 < HELD_OUT
+            for index, label in enumerate(plain.labels)
+        ]
+    )
+    train, test = (~held_out).nonzero().squeeze(1).tolist(), held_out.nonzero().squeeze(1).tolist()
+    return TaskData(
+        "recognition",
+        source,
+        size,
+        train=Subset(read(StrokeStyle(size, **VARIATION)), train),
+        fit=Subset(plain, train),
+        test=Subset(plain, test),
+        categories=plain.categories,
+        measures=("Acc@1", "Acc@5"),
+    )
+
+
+def psc6k(protocol: Protocol, source: str, size: int, seed: int, limit: int | None) -> TaskData:
+    """PSC6K; its annotations lie beside Sketchy's folders ``photo`` and ``sketch``."""
+    folder = _folder(source)
+    names = ("test_pairs_ps.csv", "test_pairs_st.csv")
+    found = [folder / name for name in names if (folder / name).is_file()]
+    annotations = found[0] if found else folder / names[0]
+
+    def pairs(split: Split) -> CorrespondenceDataset:
+        kept = _first(load_psc6k(annotations, protocol, split), limit)
+        return CorrespondenceDataset(kept, folder, size)
+
+    return TaskData(
+        "correspondence",
+        source,
+        size,
+        train=None if protocol == "pscnet" else pairs("train"),
+        test=pairs("test"),
+        measures=("PCK@1", "PCK@5", "PCK@10"),
+        protocol=protocol,
+    )
+
+
+def query_segmentation(source: str, size: int, seed: int, limit: int | None) -> TaskData:
+    """Photos with masks; categories are split, since a sketch should find what is new."""
+    folder = _folder(source)
+    seen, unseen = by_concept_split(read_classes(folder / "classes.json"), HELD_OUT, seed)
+
+    def pairs(names: Sequence[str], repeats: int = 1) -> SketchSegmentation:
+        return SketchSegmentation(folder, size, names, seed, repeats)
+
+    return TaskData(
+        "query_segmentation",
+        source,
+        size,
+        train=pairs(seen, REPEATS),
+        fit=pairs(seen),
+        test=pairs(unseen),
+        categories=tuple(unseen),
+        measures=("mIoU", "pixel accuracy"),
+    )
+
+
+def _first(items: list[Item], limit: int | None) -> list[Item]:
+    """The first items of every class."""
+    if limit is None:
+        return items
+    seen: Counter[str] = Counter()
+    kept = []
+    for item in items:
+        seen[item.category] += 1
+        if seen[item.category] <= limit:
+            kept.append(item)
+    return kept
+
+
+def _folder(source: str) -> Path:
+    return Path(source.partition(":")[2]).expanduser()
+
+
+def _extended(folder: Path) -> Path | None:
+    """The photos beyond those that sketches were drawn from, if they are there."""
+    return folder / "extended" if (folder / "extended").is_dir() else None

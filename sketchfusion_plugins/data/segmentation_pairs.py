@@ -1,0 +1,194 @@
+"""Segmentation of photos by sketch, from folders: one sketch asks for its category in one photo.
+
+    classes.json                    {"<category>": <value in the masks>, ...}
+    photos/<name>.jpg
+    masks/<name>.png                one byte per pixel: a category's value, 0 for none, 255 ignored
+    sketches/<category>/<sketch>.png
+
+As in sketch-query segmentation (Hu et al., "Sketch-a-Segmenter", IEEE TIP 2020), a photo is asked
+for every category that it holds, and other categories are background.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sketchfusion_plugins.data.layout import IGNORED
+from sketchfusion_plugins.data.pictures import SUFFIXES, label_names, scan, seed_of
+from sketchfusion_plugins.images import open_image, to_tensor
+
+HOW_TO_GET = (
+    'A segmentation data set holds classes.json ({"cat": 1, ...}), photos/<name>.jpg, '
+    "masks/<name>.png (one byte per pixel, 0 for none, 255 ignored) and "
+    "sketches/<category>/<sketch>.png."
+)
+
+
+class SketchSegmentation(Dataset[dict[str, Any]]):
+    """Photos, each with a sketch of a category that it holds.
+
+    Samples: ``sketch`` [3, S, S], padded with white, and ``photo`` [3, S, S], stretched, in -1..1;
+    ``mask`` [S, S], Boolean, the category's pixels; ``valid`` [S, S], Boolean, False where the mask
+    is ignored; ``label``, the category's index; ``key``, ``"<photo> <category>/<sketch>"``. The
+    sketch follows from ``seed`` and the index.
+
+    Args:
+        root: Folder of the layout above.
+        size: Side S that pictures are resized to.
+        categories: Categories asked for, in the order of the labels; by default those of
+            ``classes.json``, sorted. Give fewer for a zero-shot split.
+        seed: Another seed, other sketches.
+        repeats: Times that every photo is asked for every category, each with its own sketch.
+        progress: Show a progress bar while masks are read, when standard error is a terminal.
+
+    Raises:
+        FileNotFoundError: A file or folder is missing, or a category has no sketch.
+        ValueError: ``classes.json``, a mask or an argument is not as expected, or no photo holds
+            any of the categories.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        size: int = 256,
+        categories: Sequence[str] | None = None,
+        seed: int = 0,
+        repeats: int = 1,
+        progress: bool = True,
+    ) -> None:
+        from tqdm import tqdm
+
+        self.root, self.size, self.seed, self.repeats = Path(root), size, seed, repeats
+        if size < 1 or repeats < 1:
+            raise ValueError(f"size and repeats must be at least 1, got {size} and {repeats}.")
+        self.values = read_classes(self.root / "classes.json")
+        self.categories = label_names((), sorted(self.values) if categories is None else categories)
+        unknown = sorted(set(self.categories) - set(self.values))
+        if unknown or not self.categories:
+            raise ValueError(
+                f"{self.root / 'classes.json'} does not name {unknown}, known: "
+                f"{', '.join(sorted(self.values))}."
+            )
+        self.sketches: dict[str, list[Path]] = {name: [] for name in self.categories}
+        for sketch in scan(self.root / "sketches", HOW_TO_GET):
+            if sketch.category in self.sketches:
+                self.sketches[sketch.category].append(sketch.path)
+        lacking = sorted(name for name, paths in self.sketches.items() if not paths)
+        if lacking:
+            raise FileNotFoundError(
+                f"{self.root / 'sketches'} has no sketch of {', '.join(lacking)}. {HOW_TO_GET}"
+            )
+        self.queries: list[tuple[Path, str]] = []
+        disable = None if progress else True
+        for photo in tqdm(_photos(self.root / "photos"), desc="masks", disable=disable):
+            present = set(np.unique(read_mask(self._mask_path(photo), self.values)).tolist())
+            self.queries += [
+                (photo, name) for name in self.categories if self.values[name] in present
+            ]
+        if not self.queries:
+            raise ValueError(
+                f"no photo in {self.root / 'photos'} holds any of {', '.join(self.categories)}."
+            )
+        self.labels = torch.tensor([self.categories.index(n) for _, n in self.queries] * repeats)
+
+    def __len__(self) -> int:
+        return len(self.queries) * self.repeats
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        repeat, item = divmod(range(len(self))[index], len(self.queries))
+        photo, name = self.queries[item]
+        sketches = self.sketches[name]
+        sketch = sketches[seed_of(self.seed, photo.name, name, repeat) % len(sketches)]
+        picture, labelled = open_image(photo), read_mask(self._mask_path(photo), self.values)
+        if picture.size != labelled.shape[::-1]:
+            raise ValueError(
+                f"{self._mask_path(photo)} is {labelled.shape[1]} x {labelled.shape[0]}, expected "
+                f"{picture.width} x {picture.height} like {photo} (after its EXIF rotation)."
+            )
+        mask = self._resized(labelled)
+        return {
+            "sketch": to_tensor(open_image(sketch), self.size),
+            "photo": to_tensor(picture, self.size, fit="stretch"),
+            "mask": mask == self.values[name],
+            "valid": mask != IGNORED,
+            "label": int(self.labels[item]),
+            "key": f"{photo.name} {name}/{sketch.name}",
+        }
+
+    def _mask_path(self, photo: Path) -> Path:
+        return self.root / "masks" / f"{photo.stem}.png"
+
+    def _resized(self, mask: NDArray[np.uint8]) -> Tensor:
+        from PIL import Image
+
+        side = (self.size, self.size)
+        return torch.from_numpy(
+            np.array(Image.fromarray(mask).resize(side, Image.Resampling.NEAREST))
+        )
+
+
+def read_classes(path: Path) -> dict[str, int]:
+    """Read the values that categories have in the masks.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: It is not an object of distinct integers of 1..254.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. {HOW_TO_GET}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if (
+        not isinstance(values, dict)
+        or not values
+        or not all(type(value) is int and 0 < value < IGNORED for value in values.values())
+        or len(set(values.values())) < len(values)
+    ):
+        raise ValueError(
+            f"{path}: expected categories with distinct values of 1..{IGNORED - 1}, got {values}."
+        )
+    return values
+
+
+def read_mask(path: Path, values: Mapping[str, int]) -> NDArray[np.uint8]:
+    """Read a mask.
+
+    Returns:
+        ``[H, W]``: values of categories, 0 for none, 255 for ignored.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: It has not one byte per pixel, or values of no category.
+    """
+    from PIL import Image
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing. {HOW_TO_GET}")
+    with Image.open(path) as image:
+        # A palette's indices are the values; converting it would turn them into colours.
+        mode, mask = image.mode, np.array(image)
+    if mode not in ("L", "P"):
+        raise ValueError(
+            f"{path}: expected one byte per pixel (Pillow's mode L or P), got mode {mode}."
+        )
+    unknown = sorted(set(np.unique(mask).tolist()) - {0, IGNORED, *values.values()})
+    if unknown:
+        raise ValueError(f"{path} holds the values {unknown}, which classes.json does not name.")
+    return mask
+
+
+def _photos(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing. {HOW_TO_GET}")
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)

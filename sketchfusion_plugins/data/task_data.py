@@ -1,0 +1,97 @@
+"""Data of a task: what is trained on, and what is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sketchfusion_plugins.data.layout import IGNORED
+
+Samples = Dataset[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Data of one task.
+
+    Attributes:
+        task: Name of the task.
+        source: Where it came from.
+        size: Side of the images in pixels.
+        train: What training draws batches from, with augmentation; None where a protocol has
+            nothing to train on.
+        test: What is judged; for retrieval the queries.
+        fit: Training part without augmentation, for models that are fitted and not trained: a
+            probe's pictures, a threshold's pairs.
+        gallery: What retrieval searches.
+        categories: Names of the labels.
+        measures: Names of the measures.
+        label: What makes a retrieved picture right, ``"instance"`` or ``"label"``.
+        protocol: Name of the correspondence protocol; empty for limits in percent of ``size``.
+    """
+
+    task: str
+    source: str
+    size: int
+    train: Samples | None
+    test: Samples
+    fit: Samples | None = None
+    gallery: Samples | None = None
+    categories: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ()
+    label: str = "instance"
+    protocol: str = ""
+
+
+class SketchPhotoPairs(Dataset[dict[str, Any]]):
+    """Sketches, each with a photo of the same instance or category, drawn anew at every visit.
+
+    Samples: ``sketch`` and ``photo`` [3, H, W]; the sketch's ``label``, ``instance`` and ``key``.
+
+    Args:
+        sketches: Data set with ``labels`` and ``instances`` [N], whose samples have an ``image``.
+        photos: The same.
+        by: ``"instance"`` or ``"label"``.
+
+    Raises:
+        ValueError: Unknown ``by``, or no sketch has a photo.
+    """
+
+    def __init__(self, sketches: Any, photos: Any, by: str = "instance") -> None:
+        if by not in ("instance", "label"):
+            raise ValueError(f"by must be 'instance' or 'label', got {by!r}.")
+        self.sketches, self.photos = sketches, photos
+        wanted: Tensor = sketches.instances if by == "instance" else sketches.labels
+        offered: Tensor = photos.instances if by == "instance" else photos.labels
+        order = offered.argsort(stable=True)
+        ordered = offered[order].contiguous()
+        self.order = order
+        self.first = torch.searchsorted(ordered, wanted.contiguous())
+        self.count = torch.searchsorted(ordered, wanted.contiguous(), right=True) - self.first
+        self.usable = (self.count > 0).nonzero().squeeze(1)
+        if not len(self.usable):
+            raise ValueError(
+                f"none of {len(wanted)} sketches has a photo of the same {by} among "
+                f"{len(offered)} photos."
+            )
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        chosen = int(self.usable[index])
+        sketch = self.sketches[chosen]
+        place = int(self.first[chosen] + torch.randint(int(self.count[chosen]), ()))
+        photo = self.photos[int(self.order[place])]
+        return {**sketch, "sketch": sketch["image"], "photo": photo["image"]}
+
+
+def labelled_mask(batch: Mapping[str, Any]) -> Tensor:
+    """Masks ``[B, H, W]`` of a batch: 1, 0, or 255 where its ``valid`` is False."""
+    mask: Tensor = batch["mask"].long()
+    return mask if "valid" not in batch else mask.where(batch["valid"], IGNORED)

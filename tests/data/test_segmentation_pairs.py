@@ -1,0 +1,135 @@
+"""Sketch-query segmentation from folders: queries, masks, sizes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sketchfusion_plugins.data.segmentation_pairs import (
+    SketchSegmentation,
+    read_classes,
+    read_mask,
+)
+
+
+@pytest.fixture
+def root(tmp_path: Path, draw_picture: Callable[..., Path]) -> Path:
+    """One photo of a cat left and a dog right, one of a dog alone with an ignored stripe."""
+    (tmp_path / "classes.json").write_text(json.dumps({"dog": 7, "cat": 3, "owl": 9}))
+    both = np.zeros((20, 40), np.uint8)
+    both[5:15, :10], both[5:15, 30:] = 3, 7
+    alone = np.zeros((30, 30), np.uint8)
+    alone[:, :15], alone[:, 15:18] = 7, 255
+    for name, mask in (("both", both), ("alone", alone)):
+        draw_picture(tmp_path / "photos" / f"{name}.jpg", (90, 90, 90), mask.shape[::-1])
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
+    for number in range(6):
+        draw_picture(tmp_path / "sketches" / "cat" / f"{number}.png", "white")
+        draw_picture(tmp_path / "sketches" / "dog" / f"{number}.png", "black", (10, 20))
+        draw_picture(tmp_path / "sketches" / "owl" / f"{number}.png", "white")
+    return tmp_path
+
+
+def test_every_photo_is_asked_for_what_it_holds(
+    root: Path, same_in_workers: Callable[..., list[Any]]
+) -> None:
+    data = SketchSegmentation(root, size=20, progress=False)
+    assert data.categories == ("cat", "dog", "owl")
+    queries = [data[i]["key"].split("/")[0] for i in range(3)]
+    assert queries == ["alone.jpg dog", "both.jpg cat", "both.jpg dog"]
+    assert data.labels.tolist() == [data[i]["label"] for i in range(3)] == [1, 0, 1]
+    cat = data[1]
+    expected = torch.zeros(20, 20, dtype=torch.bool)
+    expected[5:15, :5] = True
+    assert torch.equal(cat["mask"], expected) and cat["valid"].all()
+    assert cat["photo"].shape == cat["sketch"].shape == (3, 20, 20)
+    dog = data[0]
+    assert dog["mask"].float().mean() == 0.5 and not dog["valid"][:, 10:12].any()
+    assert dog["valid"].float().mean() == 0.9
+    # A sketch keeps its aspect ratio, between white.
+    assert (dog["sketch"][:, :, 0] == 1).all() and (dog["sketch"][:, :, 10] == -1).all()
+    same_in_workers(data)
+
+
+def test_repeats_change_the_sketch_and_seeds_too(root: Path) -> None:
+    data = SketchSegmentation(root, 16, repeats=8, progress=False)
+    assert len(data) == 24 and len(data.labels) == 24
+    assert len({data[i]["key"] for i in range(0, 24, 3)}) > 2
+    assert all(data[i]["key"].startswith("alone.jpg dog/") for i in range(0, 24, 3))
+    keys = {
+        seed: [SketchSegmentation(root, 16, seed=seed, progress=False)[i]["key"] for i in range(3)]
+        for seed in (0, 0, 1, 2)
+    }
+    assert len({tuple(k) for k in keys.values()}) > 1
+
+
+def test_zero_shot_asks_for_some_categories(root: Path) -> None:
+    data = SketchSegmentation(root, 16, ["cat"], progress=False)
+    assert len(data) == 1 and data[0]["label"] == 0
+    with pytest.raises(ValueError, match="holds any of owl"):
+        SketchSegmentation(root, 16, ["owl"], progress=False)
+    with pytest.raises(ValueError, match=r"does not name \['cow'\], known: cat, dog, owl"):
+        SketchSegmentation(root, 16, ["cow"], progress=False)
+    with pytest.raises(ValueError, match="size and repeats must be at least 1, got 0 and 1"):
+        SketchSegmentation(root, 0)
+
+
+@pytest.mark.parametrize("missing", ["classes.json", "photos", "masks/both.png", "sketches"])
+def test_missing_files_say_how_they_should_lie(root: Path, missing: str) -> None:
+    (root / missing).rename(root / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=rf"{missing} is missing.*masks/<name>\.png"):
+        SketchSegmentation(root, 16, progress=False)
+
+
+def test_a_category_without_sketches_is_refused(root: Path) -> None:
+    for path in (root / "sketches" / "dog").iterdir():
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="has no sketch of dog"):
+        SketchSegmentation(root, 16, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "expected categories with distinct values of"),
+        ("{}", "expected categories"),
+        ('{"a": 1, "b": 1}', "distinct"),
+        ('{"a": 0}', "expected"),
+        ('{"a": 255}', "expected"),
+        ('{"a": true}', "expected"),
+    ],
+)
+def test_bad_classes_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "classes.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_classes(tmp_path / "classes.json")
+
+
+def test_bad_masks_are_refused(root: Path, draw_picture: Callable[..., Path]) -> None:
+    path = root / "masks" / "both.png"
+    draw_picture(path, (3, 3, 3), (40, 20))
+    with pytest.raises(ValueError, match=r"expected one byte per pixel .* got mode RGB"):
+        SketchSegmentation(root, 16, progress=False)
+    draw_picture(path, 4, (40, 20), "L")
+    with pytest.raises(ValueError, match=r"both\.png holds the values \[4\]"):
+        SketchSegmentation(root, 16, progress=False)
+    draw_picture(path, 3, (20, 40), "L")
+    data = SketchSegmentation(root, 16, progress=False)
+    with pytest.raises(ValueError, match=r"both\.png is 20 x 40, expected 40 x 20"):
+        data[len(data) - 1]
+
+
+def test_palettes_are_indices(tmp_path: Path) -> None:
+    image = Image.new("P", (4, 4), 3)
+    image.putpalette([0, 0, 0] * 3 + [250, 10, 10])
+    image.save(tmp_path / "mask.png")
+    assert (read_mask(tmp_path / "mask.png", {"cat": 3}) == 3).all()
