@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sketchfusion_plugins.metrics.intervals import wilson
+
 if TYPE_CHECKING:
     from sketchfusion_plugins.data.openmoji import Concept
 
@@ -288,11 +290,3 @@ def draw_features(
 def normalise(pixels: Tensor) -> Tensor:
     """Pixels 0..255 of any dtype to -1..1, float32."""
     return pixels.float() / 127.5 - 1.0
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    z = 1.959964
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * (share * (1 - share) / count + z * z / (4 * count**2)) ** 0.5 / (1 + z * z / count)
-    return max(0.0, centre - half), min(1.0, centre + half)

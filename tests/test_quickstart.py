@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from sketchfusion_plugins.data.openmoji import Concept
-from sketchfusion_plugins.quickstart import CLASSES, normalise, split_concepts, wilson
+from sketchfusion_plugins.quickstart import CLASSES, normalise, split_concepts
 
 
 def concepts() -> list[Concept]:
@@ -33,14 +32,6 @@ def test_split_is_stratified_and_follows_the_seed() -> None:
     assert (counts == 3).all()
     assert split_concepts(concepts(), seed=0)[1] == test
     assert split_concepts(concepts(), seed=1)[1] != test
-
-
-def test_wilson_interval_of_the_textbook() -> None:
-    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662.
-    low, high = wilson(81 / 263, 263)
-    assert low == pytest.approx(0.2553, abs=5e-5)
-    assert high == pytest.approx(0.3662, abs=5e-5)
-    assert wilson(0.0, 20)[0] == 0.0
 
 
 def test_normalise() -> None:

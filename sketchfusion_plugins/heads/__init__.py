@@ -1,0 +1,1 @@
+"""Small heads between the fused features and the tasks."""

@@ -1,0 +1,98 @@
+"""Heads on one feature map: an embedding for retrieval, logits for recognition."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class EmbeddingHead(nn.Module):
+    """Unit embedding of a feature map.
+
+    The map is averaged on a small grid, which keeps where things are: what sketches of the same
+    class differ in and fine-grained retrieval needs. Cells are normalised over channels, so an
+    embedding depends on no other image: sketches and photos come in batches of their own.
+
+    Args:
+        channels: Channels of the map.
+        dim: Width of the embedding.
+        grid: Side of the grid; 1 is global average pooling.
+
+    Raises:
+        ValueError: An argument below 1.
+    """
+
+    def __init__(self, channels: int, dim: int = 256, grid: int = 4) -> None:
+        super().__init__()
+        if min(channels, dim, grid) < 1:
+            raise ValueError(
+                f"expected channels, dim and grid of at least 1, got {channels}, {dim} and {grid}."
+            )
+        self.channels, self.grid = channels, grid
+        self.norm = nn.LayerNorm(channels)
+        self.projection = nn.Linear(channels * grid * grid, dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``[B, C, h, w]`` of any size to float32 ``[B, dim]`` of length 1, under autocast too.
+
+        Raises:
+            ValueError: Wrong rank or channels.
+        """
+        _check_map(features, self.channels)
+        with torch.autocast(features.device.type, enabled=False):
+            cells = F.adaptive_avg_pool2d(features.to(self.projection.weight.dtype), self.grid)
+            cells = self.norm(cells.flatten(2).mT)
+            return F.normalize(self.projection(cells.flatten(1)).float(), dim=1)
+
+
+class ClassifierHead(nn.Module):
+    """Linear probe on pooled features.
+
+    Pooled features of frozen networks share a large mean over all images, which hides what tells
+    images apart. Like other linear probes (MAE, appendix A.1) this one normalises over the batch,
+    without learned parameters; training needs two images in a batch.
+
+    Args:
+        channels: Channels of the map.
+        classes: Number of classes.
+        dropout: Share of pooled features dropped in training, 0..1.
+
+    Raises:
+        ValueError: Channels or classes below 1.
+    """
+
+    def __init__(self, channels: int, classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        if min(channels, classes) < 1:
+            raise ValueError(
+                f"expected channels and classes of at least 1, got {channels} and {classes}."
+            )
+        self.channels = channels
+        self.norm = nn.BatchNorm1d(channels, affine=False)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``[B, C, h, w]`` of any size to float32 logits ``[B, classes]``, under autocast too.
+
+        Raises:
+            ValueError: Wrong rank or channels, or one image in training.
+        """
+        _check_map(features, self.channels)
+        if self.training and len(features) < 2:
+            raise ValueError(
+                "training normalises over the batch and needs at least two images, got one. "
+                "Drop the last batch or call eval()."
+            )
+        with torch.autocast(features.device.type, enabled=False):
+            pooled = features.to(self.linear.weight.dtype).mean((2, 3))
+            logits: Tensor = self.linear(self.dropout(self.norm(pooled)))
+            return logits.float()
+
+
+def _check_map(features: Tensor, channels: int) -> None:
+    if features.ndim != 4 or features.shape[1] != channels:
+        raise ValueError(
+            f"expected a feature map [B, {channels}, h, w], got {list(features.shape)}."
+        )

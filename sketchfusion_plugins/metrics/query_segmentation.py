@@ -1,0 +1,128 @@
+"""How well photos are segmented by sketch queries.
+
+The paper reports mIoU and pixel accuracy and does not define them further. Two readings of mIoU
+are common and both are given: ``foreground_iou``, the mean over queries of the foreground's IoU,
+and ``mean_iou``, the mean over queries of the average of foreground's and background's IoU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class QuerySegmentationScores:
+    """Pixel counts of a number of queries, which add up.
+
+    Properties hold one value per query with a labelled pixel, float64 in 0..1. A class that is
+    neither there nor predicted has an IoU of 1: nothing was to be found, and nothing was.
+
+    Attributes:
+        true_positive: Foreground pixels that were found, integers ``[queries]``.
+        false_positive: Background pixels taken for foreground, integers ``[queries]``.
+        false_negative: Foreground pixels that were missed, integers ``[queries]``.
+        true_negative: Background pixels left alone, integers ``[queries]``.
+    """
+
+    true_positive: Tensor
+    false_positive: Tensor
+    false_negative: Tensor
+    true_negative: Tensor
+
+    def __add__(self, other: QuerySegmentationScores) -> QuerySegmentationScores:
+        return QuerySegmentationScores(
+            torch.cat([self.true_positive, other.true_positive]),
+            torch.cat([self.false_positive, other.false_positive]),
+            torch.cat([self.false_negative, other.false_negative]),
+            torch.cat([self.true_negative, other.true_negative]),
+        )
+
+    @property
+    def excluded(self) -> int:
+        """Queries without a labelled pixel, which no mean counts."""
+        return int((~self._counted).sum())
+
+    @property
+    def foreground_iou(self) -> Tensor:
+        """IoU of the foreground, ``[queries]``."""
+        return self._iou(self.true_positive)
+
+    @property
+    def background_iou(self) -> Tensor:
+        """IoU of the background, ``[queries]``."""
+        return self._iou(self.true_negative)
+
+    @property
+    def mean_iou(self) -> Tensor:
+        """Average of the foreground's and the background's IoU, ``[queries]``."""
+        return (self.foreground_iou + self.background_iou) / 2
+
+    @property
+    def pixel_accuracy(self) -> Tensor:
+        """Share of labelled pixels that are right, ``[queries]``."""
+        right = self.true_positive + self.true_negative
+        return (right.double() / self._labelled)[self._counted]
+
+    def summary(self) -> dict[str, float]:
+        """Means over queries, 0..1; NaN without queries."""
+        names = ("foreground_iou", "mean_iou", "pixel_accuracy")
+        return {name: float(getattr(self, name).mean()) for name in names}
+
+    @property
+    def _labelled(self) -> Tensor:
+        return self.true_positive + self.false_positive + self.false_negative + self.true_negative
+
+    @property
+    def _counted(self) -> Tensor:
+        return self._labelled > 0
+
+    def _iou(self, intersection: Tensor) -> Tensor:
+        union = intersection + self.false_positive + self.false_negative
+        iou = torch.where(union > 0, intersection.double() / union, 1.0)
+        return iou[self._counted]
+
+
+def query_segmentation_scores(
+    predicted: Tensor, masks: Tensor, ignore_index: int = 255
+) -> QuerySegmentationScores:
+    """Count right and wrong pixels of every query.
+
+    Args:
+        predicted: Which pixels are foreground, bool ``[B, H, W]``.
+        masks: 1 for foreground, 0 for background or the ignored label, integers ``[B, H, W]``.
+        ignore_index: Label of pixels that do not count.
+
+    Raises:
+        TypeError: ``predicted`` is not boolean.
+        ValueError: Shapes do not fit, or a mask holds other labels.
+    """
+    if predicted.dtype != torch.bool:
+        raise TypeError(
+            f"expected predicted pixels as bool, got {predicted.dtype}. Take logits > 0."
+        )
+    if predicted.ndim != 3 or masks.shape != predicted.shape:
+        raise ValueError(
+            f"expected predicted pixels and masks [B, H, W], got {list(predicted.shape)} and "
+            f"{list(masks.shape)}."
+        )
+    masks = masks.to(predicted.device)
+    foreground, background = masks == 1, masks == 0
+    wrong = masks[~foreground & ~background & (masks != ignore_index)]
+    if len(wrong):
+        raise ValueError(
+            f"expected labels 0, 1 and {ignore_index}, got {int(wrong[0])}. Turn the class that "
+            "is asked for into 1 and the others into 0."
+        )
+
+    def count(pixels: Tensor) -> Tensor:
+        return pixels.sum((1, 2)).cpu()
+
+    return QuerySegmentationScores(
+        count(predicted & foreground),
+        count(predicted & background),
+        count(~predicted & foreground),
+        count(~predicted & background),
+    )

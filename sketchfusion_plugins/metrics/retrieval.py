@@ -1,0 +1,311 @@
+"""Sketch-based image retrieval: mAP@k, P@k and Acc@k as the literature computes them.
+
+The same names hide different formulas. What a published figure was computed with is a `Definition`:
+
+- ``"standard"``: average precision is the sum of the precisions at relevant ranks over
+  ``min(k, relevant)``, so that only a perfect top k gives 1 (TREC; scikit-learn for k = all).
+- ``"sake"``: as SAKE's code (Liu et al., ICCV 2019), from which most zero-shot papers copied:
+  precision is interpolated (the best at this or any later rank, as in PASCAL VOC 2010), which never
+  lowers the figure. SAKE averages over classes: ``RetrievalScores.mean(name, groups=labels)``.
+- ``"zse-sbir"``: as ZSE-SBIR's code (Lin et al., CVPR 2023): SAKE's, and P@k looks no deeper than
+  the number of relevant items, so that a small class can still reach 1.
+- ``"torchmetrics"``: divides by the relevant items *found* in the top k, so one hit at rank 1 and
+  none after it gives 1; P@k divides by k however small the gallery is. Code around CLIP uses it
+  (Sain et al., CVPR 2023, and followers). torchmetrics 1.9 also counts items of score <= 0 as
+  irrelevant, which depends on nothing but an offset of the scores; that is not reproduced here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Scores held at a time; the largest gallery of the literature has 204 thousand photos.
+CHUNK_ELEMENTS = 2**23
+
+PROTOCOLS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        # By the names of the shipped zero-shot splits. Sources: Yelamarthi et al., ECCV 2018;
+        # Shen et al., CVPR 2018; Dey et al. (Doodle2Search), CVPR 2019.
+        "sketchy_21": ("mAP@200", "P@200"),
+        "sketchy_25": ("mAP@all", "P@100"),
+        "tuberlin_30": ("mAP@all", "P@100"),
+        "quickdraw_30": ("mAP@all", "P@200"),
+        # Labels are instances, the gallery holds the photos of every category.
+        "fine_grained": ("Acc@1", "Acc@5", "Acc@10"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """Formulas behind mAP@k and P@k.
+
+    Attributes:
+        interpolated: Precision at a rank is the best at that or any later rank of the top k.
+        normaliser: What the sum of precisions is divided by: ``"min(k, relevant)"``, or
+            ``"found"``, the relevant items within the top k.
+        precision_depth: Ranks that P@k looks at and divides by: ``"min(k, gallery)"``,
+            ``"min(k, relevant)"``, or ``"k"``.
+    """
+
+    interpolated: bool = False
+    normaliser: Literal["min(k, relevant)", "found"] = "min(k, relevant)"
+    precision_depth: Literal["min(k, gallery)", "min(k, relevant)", "k"] = "min(k, gallery)"
+
+    def __post_init__(self) -> None:
+        if self.normaliser not in ("min(k, relevant)", "found"):
+            raise ValueError(
+                f"normaliser must be 'min(k, relevant)' or 'found', got {self.normaliser!r}."
+            )
+        if self.precision_depth not in ("min(k, gallery)", "min(k, relevant)", "k"):
+            raise ValueError(
+                "precision_depth must be 'min(k, gallery)', 'min(k, relevant)' or 'k', "
+                f"got {self.precision_depth!r}."
+            )
+
+
+DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
+    {
+        "standard": Definition(),
+        "sake": Definition(interpolated=True),
+        "zse-sbir": Definition(interpolated=True, precision_depth="min(k, relevant)"),
+        "torchmetrics": Definition(normaliser="found", precision_depth="k"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class RetrievalScores:
+    """Measures of every query that has something to find.
+
+    Attributes:
+        values: By measure, such as ``"mAP@200"``: float64 ``[N]`` on the CPU, 0..1.
+        queries: Rows of these N queries among all, ``[N]``.
+        skipped: Queries without a relevant item in the gallery: no score, counted nowhere.
+    """
+
+    values: Mapping[str, Tensor]
+    queries: Tensor
+    skipped: int
+
+    def mean(self, name: str, groups: Tensor | None = None) -> float:
+        """Mean over queries, or over the means of groups of queries.
+
+        Args:
+            name: A measure.
+            groups: Group of *every* query, skipped ones included, such as its class, ``[Q]``.
+        """
+        values = self.values[name]
+        if groups is None:
+            return float(values.mean())
+        _, group = groups.cpu()[self.queries].unique(return_inverse=True)
+        counts = torch.bincount(group)
+        return float((torch.bincount(group, weights=values) / counts).mean())
+
+
+def score_embeddings(
+    queries: Tensor,
+    gallery: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor,
+    measures: Sequence[str] = ("mAP@all",),
+    definition: str | Definition = "standard",
+    progress: bool = False,
+) -> RetrievalScores:
+    """Rank a gallery by cosine similarity for every query and measure the rankings.
+
+    On unit vectors Euclidean distance ranks the same. Scores are held for some queries at a time,
+    so memory grows with the gallery, not with queries times gallery.
+
+    Args:
+        queries: Embeddings ``[Q, D]`` on any device.
+        gallery: Embeddings ``[G, D]`` on the same device.
+        query_labels: Classes or instances ``[Q]``; an item with the query's label is relevant.
+        gallery_labels: The same, ``[G]``.
+        measures: ``"mAP@all"``, ``"mAP@k"``, ``"P@k"``, ``"Acc@k"`` (share of queries with a
+            relevant item in the top k); see ``PROTOCOLS``.
+        definition: A name of ``DEFINITIONS`` or one's own.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: Shapes that do not fit, an empty gallery, an unknown measure, NaN, or no query
+            with a relevant item.
+    """
+    from tqdm import tqdm
+
+    if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
+        raise ValueError(
+            f"expected queries [Q, D] and gallery [G, D], got {list(queries.shape)} and "
+            f"{list(gallery.shape)}."
+        )
+    for name, labels, rows in (
+        ("query_labels", query_labels, len(queries)),
+        ("gallery_labels", gallery_labels, len(gallery)),
+    ):
+        if labels.shape != (rows,):
+            raise ValueError(f"expected {name} [{rows}], got {list(labels.shape)}.")
+    _check_sizes(len(queries), len(gallery))
+    unit_gallery = F.normalize(gallery.float(), dim=1)
+    gallery_labels = gallery_labels.to(gallery.device)
+    step = max(1, CHUNK_ELEMENTS // len(gallery))
+
+    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+        starts = range(0, len(queries), step)
+        for start in tqdm(starts, desc="ranking", disable=None if progress else True):
+            chunk = F.normalize(queries[start : start + step].float(), dim=1)
+            labels = query_labels[start : start + step].to(gallery.device)
+            yield chunk @ unit_gallery.T, labels[:, None] == gallery_labels
+
+    return _score(chunks(), measures, definition)
+
+
+def score_rankings(
+    scores: Tensor,
+    relevant: Tensor,
+    measures: Sequence[str] = ("mAP@all",),
+    definition: str | Definition = "standard",
+) -> RetrievalScores:
+    """Measure rankings that are given by scores.
+
+    Equal scores keep the gallery's order, so the result is the same on every run and device; a
+    gallery sorted by class then favours some classes. Scores with many ties, such as those of
+    binary codes, should be evaluated on a shuffled gallery.
+
+    Args:
+        scores: ``[Q, G]``, the higher the better: negate distances.
+        relevant: Boolean ``[Q, G]``.
+        measures: See `score_embeddings`.
+        definition: See `score_embeddings`.
+
+    Raises:
+        ValueError: See `score_embeddings`.
+    """
+    if scores.ndim != 2 or scores.shape != relevant.shape or relevant.dtype != torch.bool:
+        raise ValueError(
+            "expected scores [Q, G] and a boolean mask of relevant items of the same shape, got "
+            f"{list(scores.shape)} and {list(relevant.shape)} of {relevant.dtype}."
+        )
+    _check_sizes(*scores.shape)
+    step = max(1, CHUNK_ELEMENTS // scores.shape[1])
+    chunks = zip(scores.split(step), relevant.split(step), strict=True)
+    return _score(chunks, measures, definition)
+
+
+def average_precision(hits: Tensor, relevant: Tensor, definition: Definition) -> Tensor:
+    """Average precision of rankings.
+
+    Args:
+        hits: Whether the item of every rank is relevant, best rank first, ``[Q, K]``.
+        relevant: Relevant items in the whole gallery, ``[Q]``, at least one each.
+        definition: Formula.
+
+    Returns:
+        float64 ``[Q]``, 0..1.
+    """
+    found = hits.cumsum(1)
+    rank = torch.arange(1, hits.shape[1] + 1, device=hits.device)
+    precision = found.double() / rank
+    if definition.interpolated:
+        precision = precision.flip(1).cummax(1).values.flip(1)
+    total = (precision * hits).sum(1)
+    if definition.normaliser == "found":
+        return total / found[:, -1].clamp(min=1)
+    return total / relevant.clamp(max=hits.shape[1])
+
+
+def precision_at(hits: Tensor, relevant: Tensor, k: int, definition: Definition) -> Tensor:
+    """Precision within the top k.
+
+    Args:
+        hits: See `average_precision`; ``[Q, min(k, gallery)]`` or deeper.
+        relevant: See `average_precision`.
+        k: Ranks to look at.
+        definition: Formula.
+
+    Returns:
+        float64 ``[Q]``, 0..1.
+    """
+    found = hits[:, :k].cumsum(1).double()
+    if definition.precision_depth == "min(k, relevant)":
+        depth = relevant.clamp(max=found.shape[1])
+        return found.gather(1, depth[:, None] - 1).squeeze(1) / depth
+    return found[:, -1] / (k if definition.precision_depth == "k" else found.shape[1])
+
+
+def _score(
+    chunks: Iterator[tuple[Tensor, Tensor]],
+    measures: Sequence[str],
+    definition: str | Definition,
+) -> RetrievalScores:
+    """Measure chunks of scores and relevance, ``[q, G]`` each."""
+    formula = _definition(definition)
+    depths = {name: _parse(name) for name in measures}
+    if not depths:
+        raise ValueError("expected at least one measure, such as 'mAP@all', got none.")
+    deepest = (
+        None
+        if any(k is None for _, k in depths.values())
+        else max(k for _, k in depths.values() if k is not None)
+    )
+    values: dict[str, list[Tensor]] = {name: [] for name in depths}
+    answerable: list[Tensor] = []
+    for scores, relevant in chunks:
+        if scores.isnan().any():
+            raise ValueError("the scores hold NaN. Check the embeddings for NaN and infinity.")
+        count = relevant.sum(1)
+        kept = count > 0
+        answerable.append(kept.cpu())
+        # torch.topk would be cheaper but orders equal scores as it likes.
+        order = scores[kept].argsort(dim=1, descending=True, stable=True)[:, :deepest]
+        hits, count = relevant[kept].gather(1, order), count[kept]
+        for name, (kind, k) in depths.items():
+            if kind == "mAP":
+                value = average_precision(hits[:, :k], count, formula)
+            elif kind == "P":
+                assert k is not None
+                value = precision_at(hits, count, k, formula)
+            else:
+                value = hits[:, :k].any(1).double()
+            values[name].append(value.cpu())
+    mask = torch.cat(answerable)
+    if not mask.any():
+        raise ValueError(
+            f"none of {len(mask)} queries has a relevant item in the gallery. Check that "
+            "queries and gallery use the same labels."
+        )
+    return RetrievalScores(
+        values={name: torch.cat(parts) for name, parts in values.items()},
+        queries=mask.nonzero().squeeze(1),
+        skipped=int((~mask).sum()),
+    )
+
+
+def _definition(definition: str | Definition) -> Definition:
+    if isinstance(definition, Definition):
+        return definition
+    if definition not in DEFINITIONS:
+        raise ValueError(f"unknown definition {definition!r}; known: {', '.join(DEFINITIONS)}.")
+    return DEFINITIONS[definition]
+
+
+def _parse(measure: str) -> tuple[str, int | None]:
+    """Kind and depth of a measure's name; None is the whole gallery."""
+    match = re.fullmatch(r"(mAP)@all|(mAP|P|Acc)@([1-9]\d*)", measure)
+    if match is None:
+        raise ValueError(
+            f"unknown measure {measure!r}; expected 'mAP@all', 'mAP@k', 'P@k' or 'Acc@k', k from 1."
+        )
+    return (match[1], None) if match[1] else (match[2], int(match[3]))
+
+
+def _check_sizes(queries: int, gallery: int) -> None:
+    if queries < 1 or gallery < 1:
+        raise ValueError(f"expected queries and a gallery, got {queries} and {gallery} items.")
