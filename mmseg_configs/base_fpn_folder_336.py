@@ -6,14 +6,8 @@ Cost: 20,000 iterations of 8 sketches; for a GPU, not measured yet; weights 53 M
 _base_ = [
     "./_base_/models/base_fpn.py",
     "./_base_/datasets/folder_336.py",
-    "./_base_/schedules/adapters_and_head.py",
+    "./_base_/schedules/adapters_and_head_20k.py",
     "./_base_/default_runtime.py",
 ]
 
 model = dict(decode_head=dict(num_classes=2))
-
-train_cfg = dict(max_iters=20000, val_interval=2000)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=500),
-    dict(type="PolyLR", power=0.9, eta_min=1e-6, by_epoch=False, begin=500, end=20000),
-]

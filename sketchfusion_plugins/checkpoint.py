@@ -97,11 +97,15 @@ def describe(module: nn.Module) -> dict[str, Any]:
 
     prefix, encoder = find_encoder(module)
     diffusion, semantic = encoder.config.diffusion, encoder.config.semantic
+    # A task, known by its attributes: its class lies floors above this file.
+    name, settings = getattr(module, "name", None), getattr(module, "settings", None)
+    is_task = isinstance(name, str) and isinstance(settings, dict)
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "sketchfusion_plugins": __version__,
         "prefix": prefix,
+        "task": {"name": name, "settings": settings} if is_task else None,
         "foundations": {
             "diffusion": diffusion.source,
             "diffusion_revision": diffusion.revision,
@@ -192,6 +196,26 @@ def read_config(source: str | Path, *, revision: str | None = None) -> EncoderCo
     path = _locate(source, revision)
     description, _ = _read(path, tensors=False)
     return _parse_config(path, description)
+
+
+def read_task(
+    source: str | Path, *, revision: str | None = None
+) -> tuple[str, dict[str, Any]] | None:
+    """Name and settings of the task whose head a checkpoint holds; None if it holds none.
+
+    Raises:
+        CheckpointError: Damaged file.
+        OSError: Not found.
+    """
+    path = _locate(source, revision)
+    description, _ = _read(path, tensors=False)
+    task = description.get("task")
+    if task is None:
+        return None
+    try:
+        return str(task["name"]), dict(task["settings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has an unreadable task {task!r}: {error!r}.") from error
 
 
 def push_adapters(

@@ -1,14 +1,30 @@
-"""Our configs and mmseg's own scripts, found where they are installed."""
+"""Our configs and mmseg's own scripts, found where they are installed.
+
+Run as a module, it joins a process group on CPUs and then runs a script in it, unmodified:
+
+    python -m sketchfusion_plugins.mmseg_scripts SCRIPT ARGUMENTS
+"""
 
 from __future__ import annotations
 
+import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 INSTALL = 'pip install "sketchfusion-plugins[mmseg]"'
+INSTALL_UPSTREAM = 'pip install "sketchfusion-plugins[mmseg-upstream]"'
+
+# Without it mmengine's runner names a CUDA device, which data parallelism on CPUs refuses.
+CPU_WRAPPER = (
+    "model_wrapper_cfg.type=MMDistributedDataParallel",
+    "model_wrapper_cfg.device_ids=None",
+    "model_wrapper_cfg.broadcast_buffers=False",
+)
 
 
 def list_configs() -> dict[str, Path]:
@@ -30,17 +46,29 @@ def config_path(name: str) -> Path:
     return configs[name]
 
 
+def find_config(name: str) -> Path:
+    """File of a config by its name, or by its path, which ends in ``.py``.
+
+    Raises:
+        ValueError: Unknown name; the message lists the valid ones.
+    """
+    return Path(name) if name.endswith(".py") else config_path(name)
+
+
 def train(name: str, arguments: Sequence[str]) -> int:
     """Run mmseg's own ``tools/train.py`` on a config, by name or path.
+
+    With ``--launcher pytorch`` it is to be run by torchrun, in every process; where there is no GPU
+    the processes then train in data parallel on CPUs (gloo).
 
     Returns:
         The script's exit status.
 
     Raises:
         ModuleNotFoundError: mmseg is not installed, or without its scripts.
-        ValueError: Unknown config name.
+        ValueError: Unknown config name, or ``--launcher pytorch`` outside torchrun.
     """
-    config = Path(name) if name.endswith(".py") else config_path(name)
+    config = find_config(name)
     spec = find_spec("mmseg")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"mm-train needs mmsegmentation: {INSTALL}")
@@ -49,4 +77,38 @@ def train(name: str, arguments: Sequence[str]) -> int:
         raise ModuleNotFoundError(
             f"expected mmsegmentation's train script at {script}; install it as a wheel: {INSTALL}"
         )
-    return subprocess.run([sys.executable, str(script), str(config), *arguments]).returncode
+    command = [str(script), str(config), *arguments]
+    if _launched_by_pytorch(arguments):
+        if "RANK" not in os.environ:
+            raise ValueError(
+                "--launcher pytorch expects torchrun's environment, got none. Run: torchrun "
+                f"--nproc-per-node 2 -m sketchfusion_plugins mm-train {name} --launcher pytorch"
+            )
+        import torch
+
+        if not torch.accelerator.is_available():
+            module = ["-m", "sketchfusion_plugins.mmseg_scripts"]
+            command = [*module, *command, "--cfg-options", *CPU_WRAPPER]
+    return subprocess.run([sys.executable, *command]).returncode
+
+
+def run_on_cpus(script: str, arguments: Sequence[str]) -> None:
+    """Run a script inside the process group that torchrun's environment describes.
+
+    mmengine joins no group where there is one already; its own way there demands CUDA.
+    """
+    from torch import distributed
+
+    distributed.init_process_group("gloo")
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+    distributed.destroy_process_group()
+
+
+def _launched_by_pytorch(arguments: Sequence[str]) -> bool:
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    return ("--launcher", "pytorch") in pairwise(words)
+
+
+if __name__ == "__main__":
+    run_on_cpus(sys.argv[1], sys.argv[2:])

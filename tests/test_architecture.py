@@ -20,15 +20,18 @@ PACKAGES = ("sketchfusion_plugins", "timm_adapters")
 
 # Rooms by floor, the lowest first; a room imports from lower floors alone. A package is one room.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("files", "hub", "noise", "images", "summary", "mmseg_scripts"),
-    ("config", "frequency", "viz", "data", "stroke_metrics"),
+    ("files", "hub", "noise", "images", "summary", "mmseg_scripts", "metrics", "heads"),
+    ("config", "frequency", "viz", "data", "stroke_metrics", "losses", "index", "task_configs"),
     ("presets", "null_prompt", "semantic", "injection", "aggregation", "checkpoint", "baselines"),
     ("denoiser",),
     ("diffusion",),
     ("encoder",),
-    ("tasks", "cache", "timm_adapters"),
+    ("features", "cache", "timm_adapters"),
+    ("tasks",),
+    ("evaluation", "models"),
     ("quickstart", "demo", "mm"),
     ("cli",),
+    ("__main__",),
 )
 CORE = ("files", "hub", "noise", "images", "config", *FLOORS[2], *FLOORS[3], *FLOORS[4], "encoder")
 OUTER = {"timm_adapters", "typer", "rich", "gradio", "mmengine", "mmseg", "mmcv"}

@@ -13,21 +13,38 @@ from sketchfusion_plugins.mm.stack import check_stack
 
 check_stack()
 
+from sketchfusion_plugins.mm.safe_loading import allow_history  # noqa: E402
+
+allow_history()
+
 from sketchfusion_plugins.mm.backbone import SketchFusion  # noqa: E402
 from sketchfusion_plugins.mm.metrics import StrokeMetric  # noqa: E402
 from sketchfusion_plugins.mm.necks import AdaptiveAggregationNeck, AdaptivePyramidNeck  # noqa: E402
 from sketchfusion_plugins.mm.optimizers import AdapterOptimWrapperConstructor  # noqa: E402
+from sketchfusion_plugins.mm.tasks import SaveAdaptersHook, TaskEvaluationLoop  # noqa: E402
 
 __all__ = [
     "AdapterOptimWrapperConstructor",
     "AdaptiveAggregationNeck",
     "AdaptivePyramidNeck",
+    "SaveAdaptersHook",
     "SketchFusion",
     "StrokeMetric",
+    "TaskEvaluationLoop",
 ]
 
 if find_spec("mmseg") is not None:
     from sketchfusion_plugins.mm.datasets import SketchParts
     from sketchfusion_plugins.mm.heads import LinearHead
+    from sketchfusion_plugins.mm.strokes import (
+        RenderedVisualizationHook,
+        RenderStrokes,
+        SPGStrokesDataset,
+    )
 
     __all__ += ["LinearHead", "SketchParts"]
+    __all__ += [
+        "RenderStrokes",
+        "RenderedVisualizationHook",
+        "SPGStrokesDataset",
+    ]

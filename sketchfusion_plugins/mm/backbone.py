@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from sketchfusion_plugins.checkpoint import CheckpointError, fingerprint
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.mm.frozen import FrozenFoundations
 from sketchfusion_plugins.presets import PRESETS
 from timm_adapters.sketchfusion import TAG_PRESETS, default_cfgs
 
-FINGERPRINT = "foundation_fingerprint"
-
 
 @MODELS.register_module()
-class SketchFusion(BaseModule):  # type: ignore[misc]
+class SketchFusion(FrozenFoundations, BaseModule):  # type: ignore[misc]
     """Frozen Stable Diffusion and CLIP with trained injection, without aggregation.
 
     Aggregation is a neck's: see `AdaptiveAggregationNeck` and `AdaptivePyramidNeck`. Inputs are
@@ -29,7 +25,8 @@ class SketchFusion(BaseModule):  # type: ignore[misc]
 
     Frozen foundations stay in eval mode, are no part of a state dict, keep their weights through
     ``init_weights`` and are shared by copies of the backbone. A checkpoint remembers which
-    foundations it was trained on.
+    foundations it was trained on; a merged one (`sketchfusion_plugins.mm.export`) holds them, and
+    replaces whatever foundations the backbone was built with.
 
     Args:
         variant: timm name, with or without tag (``"sketchfusion_base.cleandift"``), or the name of
@@ -103,11 +100,7 @@ class SketchFusion(BaseModule):  # type: ignore[misc]
         blocks = self.encoder.level_blocks
         self.out_channels = tuple(block.channels for block in blocks)
         self.out_strides = tuple(block.stride for block in blocks)
-        if self.encoder.config.freeze_foundations:
-            self._remember_foundations()
-            self.register_state_dict_post_hook(_drop_foundations)
-            self.register_load_state_dict_pre_hook(_begin_loading)
-            self.register_load_state_dict_post_hook(_excuse_foundations)
+        self.hide_foundations()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Levels ``[B, out_channels[i], ceil(H / out_strides[i]), ceil(W / out_strides[i])]``.
@@ -144,25 +137,6 @@ class SketchFusion(BaseModule):  # type: ignore[misc]
                 child.apply(fn)
         return self
 
-    def full_state_dict(self, prefix: str = "") -> dict[str, Tensor]:
-        """State with foundations, 4.8 GB for the base model: for export only."""
-        return dict(self.encoder.state_dict(prefix=f"{prefix}encoder."))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SketchFusion:
-        # An averaged copy of the model (EMA) would otherwise hold the foundations twice.
-        if self.encoder.config.freeze_foundations:
-            memo.update((id(module), module) for module in self.encoder.foundations())
-        copied = self.__class__.__new__(self.__class__)
-        memo[id(self)] = copied
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return copied
-
-    def _remember_foundations(self) -> None:
-        if any(parameter.is_meta for parameter in self.encoder.parameters()):
-            return
-        digest = bytes.fromhex(fingerprint(self.encoder))
-        self.register_buffer(FINGERPRINT, torch.tensor(list(digest), dtype=torch.uint8))
-
 
 def find_config(variant: str) -> EncoderConfig:
     """Configuration of a timm name, with or without tag, or of a preset.
@@ -181,36 +155,3 @@ def find_config(variant: str) -> EncoderConfig:
         f"unknown variant {variant!r}; choose a timm name ({', '.join(known)}, "
         f"{', '.join(names)}) or a preset ({', '.join(PRESETS)})."
     )
-
-
-def _foundation_prefixes(module: SketchFusion, prefix: str) -> tuple[str, ...]:
-    return tuple(f"{prefix}encoder.{name}." for name in module.encoder.foundation_names())
-
-
-def _drop_foundations(
-    module: SketchFusion, state: dict[str, Tensor], prefix: str, _: dict[str, Any]
-) -> None:
-    frozen = _foundation_prefixes(module, prefix)
-    for name in [name for name in state if name.startswith(frozen)]:
-        del state[name]
-
-
-def _begin_loading(module: SketchFusion, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
-    # A hook that runs after loading is not told the prefix.
-    module._loading_prefix = prefix
-    saved, own = state.get(prefix + FINGERPRINT), getattr(module, FINGERPRINT, None)
-    if saved is None or own is None or torch.equal(saved.cpu(), own.cpu()):
-        return
-    config = module.encoder.config
-    raise CheckpointError(
-        f"this checkpoint was trained on other foundations (fingerprint "
-        f"{bytes(saved.tolist()).hex()}) than this backbone has: {config.diffusion.source} and "
-        f"{config.semantic.source}, {config.weights} weights, fingerprint "
-        f"{bytes(own.tolist()).hex()}. Build the backbone with the ones it was trained on."
-    )
-
-
-def _excuse_foundations(module: SketchFusion, incompatible: Any) -> None:
-    frozen = _foundation_prefixes(module, module._loading_prefix)
-    missing = incompatible.missing_keys
-    missing[:] = [name for name in missing if not name.startswith(frozen)]

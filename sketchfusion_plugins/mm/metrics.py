@@ -8,6 +8,7 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
@@ -30,7 +31,8 @@ class StrokeMetric(BaseMetric):  # type: ignore[misc]
     drawing's category alone, as papers do that train one model per category.
 
     Args:
-        points: File with the points of the split, which `write_spg` writes.
+        points: File with the points of the split, which `write_spg` writes; None for samples that
+            bring their points along, as `RenderStrokes` makes them.
         known_category: Report ``P_known`` and ``C_known`` too.
         collect_device: See mmengine.
         prefix: See mmengine.
@@ -43,33 +45,26 @@ class StrokeMetric(BaseMetric):  # type: ignore[misc]
 
     def __init__(
         self,
-        points: str,
+        points: str | None = None,
         known_category: bool = True,
         collect_device: str = "cpu",
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         self.known_category = known_category
-        self.points: LabelledPoints = read_points(points)
-        self.index = {name: index for index, name in enumerate(self.points.names)}
+        self.points: LabelledPoints | None = None if points is None else read_points(points)
+        names = () if self.points is None else self.points.names
+        self.index = {name: index for index, name in enumerate(names)}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Judge predictions of a batch.
 
         Raises:
-            ValueError: A picture is not of this split.
+            ValueError: A picture is not of this split, or brings no points along.
         """
         for sample in data_samples:
-            name = Path(sample["img_path"]).stem
-            if name not in self.index:
-                raise ValueError(
-                    f"{name!r} has no points in the metric's file, which holds "
-                    f"{len(self.points.names)} drawings. Give the file of the split that is judged."
-                )
-            rows = self.points.rows(self.index[name])
-            xy, label, stroke = (
-                values[rows] for values in (self.points.xy, self.points.label, self.points.stroke)
-            )
+            points = self._points(sample)
+            xy, label, stroke = points.xy, points.label, points.stroke
             predicted = sample["pred_sem_seg"]["data"].squeeze(0)
             counts = {"": tally(labels_at(predicted, xy), label, stroke)}
             if self.known_category:
@@ -88,3 +83,28 @@ class StrokeMetric(BaseMetric):  # type: ignore[misc]
             metrics[f"P{suffix}"] = 100 * total.point_accuracy
             metrics[f"C{suffix}"] = 100 * total.stroke_accuracy
         return metrics
+
+    def _points(self, sample: dict[str, Any]) -> LabelledPoints:
+        if self.points is None:
+            if "stroke_points" not in sample or sample.get("flip"):
+                raise ValueError(
+                    f"{sample['img_path']} has no points, or was flipped after they were made. "
+                    "Start the test pipeline with RenderStrokes, do not flip, and name "
+                    "stroke_points in the meta_keys of PackSegInputs."
+                )
+            points: LabelledPoints = sample["stroke_points"]
+            return points
+        name = Path(sample["img_path"]).stem
+        if name not in self.index:
+            raise ValueError(
+                f"{name!r} has no points in the metric's file, which holds "
+                f"{len(self.points.names)} drawings. Give the file of the split that is judged."
+            )
+        rows = self.points.rows(self.index[name])
+        return LabelledPoints(
+            (name,),
+            self.points.xy[rows],
+            self.points.stroke[rows],
+            self.points.label[rows],
+            torch.tensor([0, rows.stop - rows.start]),
+        )

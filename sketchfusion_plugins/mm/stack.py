@@ -6,7 +6,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from sketchfusion_plugins.mmseg_scripts import INSTALL
+from sketchfusion_plugins.mm.compiled_operations import stand_in_for_compiled_operations
+from sketchfusion_plugins.mmseg_scripts import INSTALL, INSTALL_UPSTREAM
 
 FORKS = ("onedl-mmengine", "onedl-mmcv", "onedl-mmsegmentation")
 UPSTREAM = ("mmengine", "mmcv", "mmcv-lite", "mmsegmentation")
@@ -14,6 +15,8 @@ UPSTREAM = ("mmengine", "mmcv", "mmcv-lite", "mmsegmentation")
 
 def check_stack() -> None:
     """Refuse what cannot work, before a framework fails somewhere inside.
+
+    OpenMMLab's own packages get a stand-in for compiled operations that mmcv-lite lacks.
 
     Raises:
         ModuleNotFoundError: mmengine is missing.
@@ -28,15 +31,18 @@ def check_stack() -> None:
         )
     if find_spec("mmengine") is None:
         raise ModuleNotFoundError(f"sketchfusion_plugins.mm needs mmengine: {INSTALL}")
+    if upstream and find_spec("mmcv") is not None:
+        stand_in_for_compiled_operations()
     # mmseg alone has demands on its companions that its own imports check, each in its own way.
-    for module in ("mmcv", "mmseg") if find_spec("mmseg") is not None else ():
+    for module in ("mmcv", "mmseg", "mmseg.apis") if find_spec("mmseg") is not None else ():
         try:
             import_module(module)
         except (ImportError, AssertionError, AttributeError) as error:
             reason = " ".join(str(error).split())
+            install = INSTALL_UPSTREAM if upstream else INSTALL
             raise ImportError(
                 f"{module} cannot be imported with what is installed "
-                f"({_listing(forks or upstream)}): {reason} Versions that work together: {INSTALL}"
+                f"({_listing(forks or upstream)}): {reason} Versions that work together: {install}"
             ) from error
 
 

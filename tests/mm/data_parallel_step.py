@@ -11,6 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# Before mmseg's modules: it makes up for compiled operations that mmcv-lite lacks.
+# isort: split
+import sketchfusion_plugins.mm  # noqa: F401
+
+# isort: split
 import torch
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
@@ -19,8 +24,6 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
 from torch import nn
-
-import sketchfusion_plugins.mm  # noqa: F401
 
 
 def batch(start: int, count: int) -> dict[str, Any]:

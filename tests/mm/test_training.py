@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +17,10 @@ import pytest
 pytest.importorskip("mmseg")
 
 import torch
+from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmseg.registry import MODELS
+from torch import nn
 
 BASE_RATE = 0.01
 
@@ -86,6 +92,52 @@ def test_impossible_decay_is_refused(segmentor_config: Any) -> None:
         build_optim_wrapper(model, optimiser_config(paramwise_cfg={"layer_decay_rate": 2}))
 
 
+@pytest.fixture
+def step_tools() -> Any:
+    """Functions of the script that trains in several processes."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("data_parallel_step.py"))))
+
+
+def test_accumulated_gradients_equal_those_of_the_union(
+    segmentor_config: Any, step_tools: Any
+) -> None:
+    states = []
+    for parts in (1, 2):
+        model = step_tools.build(segmentor_config())
+        before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        options = {"optimizer": {"type": "SGD", "lr": 0.1}, "accumulative_counts": parts}
+        wrapper = build_optim_wrapper(model, optimiser_config(**options))
+        wrapper.initialize_count_status(model, 0, parts)
+        for part in range(parts):
+            unchanged = all(torch.equal(v, model.get_parameter(n)) for n, v in before.items())
+            assert unchanged, "nothing moves before the last part"
+            model.train_step(step_tools.batch(part * 4 // parts, 4 // parts), wrapper)
+        states.append({name: model.get_parameter(name).detach() for name in before})
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, atol=1e-5, rtol=0, msg=name)
+        assert not torch.equal(value, before[name]), name
+
+
+def test_batch_norm_is_synchronised_outside_foundations_alone(segmentor_config: Any) -> None:
+    config = segmentor_config()
+    config["decode_head"]["norm_cfg"] = {"type": "BN"}
+    model = MODELS.build(config)
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    names = list(model.state_dict())
+    converted = convert_sync_batchnorm(model, "torch")
+    changed = {
+        name for name, module in converted.named_modules() if type(module) is not kinds.get(name)
+    }
+    assert changed == {name for name, kind in kinds.items() if kind is nn.BatchNorm2d}
+    assert changed
+    assert all(name.startswith("decode_head.") for name in changed)
+    assert all(isinstance(converted.get_submodule(n), nn.SyncBatchNorm) for n in changed)
+    assert list(converted.state_dict()) == names
+    # What mmengine does where one process trains.
+    reverted = revert_sync_batchnorm(converted)
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in reverted.modules())
+
+
 def test_two_processes_equal_one(segmentor_config: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(segmentor_config()))
     script = str(Path(__file__).with_name("data_parallel_step.py"))
@@ -107,3 +159,26 @@ def test_two_processes_equal_one(segmentor_config: Any, tmp_path: Path) -> None:
         for name, value in alone["after"].items():
             torch.testing.assert_close(together[name], value, atol=1e-5, rtol=0, msg=name)
             assert (value - alone["before"][name]).abs().max() > 1e-4, name
+
+
+def test_two_processes_of_torchrun_train_on_cpus(
+    miniature: Callable[[str], Path], shrink: Callable[[str, Path], dict[str, Any]], tmp_path: Path
+) -> None:
+    name = "tiny_linear_openmoji_128"
+    options = [f"{key}={value}" for key, value in shrink(name, miniature(name)).items()]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "sketchfusion_plugins", "mm-train", name]
+    command += ["--launcher", "pytorch", "--work-dir", str(tmp_path), "--cfg-options", *options]
+    # Also on a machine with GPUs.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path
+    )
+    log = result.stdout + result.stderr
+    assert result.returncode == 0, log
+    assert "Distributed training: True" in log
+    assert "GPU number: 2" in log
+    assert log.count("mIoU: ") == 1
+    assert "[2/2]" in log, "two processes share three drawings: two each"
+    saved = torch.load(tmp_path / "iter_2.pth", weights_only=False)["state_dict"]
+    assert not any(key.startswith("module.") for key in saved)

@@ -1,11 +1,6 @@
-"""Your own sketches and PNG masks, cropped to 336 px in training.
+"""Your own sketches and PNG masks, cropped to 336 px in training. See folder_128.py."""
 
-    data/sketches/meta.json                       {"classes": ["background", "wheel"]}
-    data/sketches/images/{train,val}/NAME.png
-    data/sketches/annotations/{train,val}/NAME.png  class index per pixel, 255 for none
-
-Set num_classes of both data sets and of the head to the number of classes.
-"""
+_base_ = "./folder_128.py"
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -23,32 +18,6 @@ test_pipeline = [
     dict(type="PackSegInputs"),
 ]
 
-train_dataloader = dict(
-    batch_size=8,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
-    dataset=dict(
-        type="SketchParts",
-        data_root="data/sketches",
-        num_classes=2,
-        data_prefix=dict(img_path="images/train", seg_map_path="annotations/train"),
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="SketchParts",
-        data_root="data/sketches",
-        num_classes=2,
-        data_prefix=dict(img_path="images/val", seg_map_path="annotations/val"),
-        pipeline=test_pipeline,
-    ),
-)
+train_dataloader = dict(batch_size=8, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
-test_evaluator = val_evaluator

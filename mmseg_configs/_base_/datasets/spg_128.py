@@ -1,18 +1,23 @@
 """SPG's free-hand sketches at 128 px: 86 parts of 20 classes, labels on strokes alone.
 
-Written by: sketchfusion data spg --from DIR --size 128 --out data/spg_128
+Vector sketches are read from the data set's own files, spg.csv, spg_strokes.npz and parts.json in
+data/spg, and rendered on the fly; training sees every one anew. To work on picture files instead,
+write them with `sketchfusion data spg` and read them as in folder_128.py.
 """
 
+data_root = "data/spg"
+renderer = dict(type="RenderStrokes", size=128, width=2.0)
+
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
+    dict(type="RenderStrokes", size=128, width=2.0, stroke_dropout=0.05, perturbation=0.3),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackSegInputs"),
 ]
+# The loaders are for inference on picture files; on the data set the renderer stands in for them.
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
-    dict(type="PackSegInputs"),
+    dict(type="PackSegInputs", meta_keys=("img_path", "ori_shape", "img_shape", "stroke_points")),
 ]
 
 train_dataloader = dict(
@@ -21,10 +26,10 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
-        type="SketchParts",
-        data_root="data/spg_128",
+        type="SPGStrokesDataset",
+        data_root=data_root,
+        split="train",
         num_classes=86,
-        data_prefix=dict(img_path="images/train", seg_map_path="annotations/train"),
         pipeline=train_pipeline,
     ),
 )
@@ -34,16 +39,17 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type="SketchParts",
-        data_root="data/spg_128",
+        type="SPGStrokesDataset",
+        data_root=data_root,
+        split="val",
         num_classes=86,
-        data_prefix=dict(img_path="images/val", seg_map_path="annotations/val"),
+        renderer=renderer,
         pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
 val_evaluator = [
     dict(type="IoUMetric", iou_metrics=["mIoU"]),
-    dict(type="StrokeMetric", points="data/spg_128/points/val.safetensors"),
+    dict(type="StrokeMetric"),
 ]
 test_evaluator = val_evaluator

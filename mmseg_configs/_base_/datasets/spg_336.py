@@ -1,49 +1,18 @@
 """SPG's free-hand sketches at 336 px: 86 parts of 20 classes, labels on strokes alone.
 
-Written by: sketchfusion data spg --from DIR --size 336 --out data/spg_336
+Read from the data set's own files in data/spg and rendered on the fly, as in spg_128.py.
 """
 
+_base_ = "./spg_128.py"
+
+renderer = dict(size=336)
+
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
+    dict(type="RenderStrokes", size=336, width=2.0, stroke_dropout=0.05, perturbation=0.3),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackSegInputs"),
 ]
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations"),
-    dict(type="PackSegInputs"),
-]
 
-train_dataloader = dict(
-    batch_size=8,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
-    dataset=dict(
-        type="SketchParts",
-        data_root="data/spg_336",
-        num_classes=86,
-        data_prefix=dict(img_path="images/train", seg_map_path="annotations/train"),
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="SketchParts",
-        data_root="data/spg_336",
-        num_classes=86,
-        data_prefix=dict(img_path="images/val", seg_map_path="annotations/val"),
-        pipeline=test_pipeline,
-    ),
-)
+train_dataloader = dict(batch_size=8, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(renderer=renderer))
 test_dataloader = val_dataloader
-val_evaluator = [
-    dict(type="IoUMetric", iou_metrics=["mIoU"]),
-    dict(type="StrokeMetric", points="data/spg_336/points/val.safetensors"),
-]
-test_evaluator = val_evaluator

@@ -1,26 +1,8 @@
 """Base model, aggregated pyramid, FPN head (Kirillov et al., CVPR 2019)."""
 
-data_preprocessor = dict(
-    type="SegDataPreProcessor",
-    # -1 is black and 1 is white.
-    mean=[127.5, 127.5, 127.5],
-    std=[127.5, 127.5, 127.5],
-    bgr_to_rgb=True,
-    # Padding follows normalisation: paper is white.
-    pad_val=1,
-    seg_pad_val=255,
-    size_divisor=32,
-    test_cfg=dict(size_divisor=32),
-)
+_base_ = "./base.py"
+
 model = dict(
-    type="EncoderDecoder",
-    data_preprocessor=data_preprocessor,
-    backbone=dict(
-        type="SketchFusion",
-        variant="sketchfusion_base",
-        weights="pretrained",
-        foundation_dtype="bfloat16",
-    ),
     neck=dict(
         type="AdaptivePyramidNeck",
         in_channels=[640, 1280, 1280],
@@ -34,10 +16,5 @@ model = dict(
         feature_strides=[4, 8, 16, 32],
         channels=128,
         dropout_ratio=0.1,
-        num_classes=150,
-        norm_cfg=dict(type="BN"),
-        align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True),
     ),
-    test_cfg=dict(mode="whole"),
 )

@@ -1,26 +1,8 @@
 """Base model, the paper's aggregation to one map of stride 8, batch norm and a 1x1 convolution."""
 
-data_preprocessor = dict(
-    type="SegDataPreProcessor",
-    # -1 is black and 1 is white.
-    mean=[127.5, 127.5, 127.5],
-    std=[127.5, 127.5, 127.5],
-    bgr_to_rgb=True,
-    # Padding follows normalisation: paper is white.
-    pad_val=1,
-    seg_pad_val=255,
-    size_divisor=32,
-    test_cfg=dict(size_divisor=32),
-)
+_base_ = "./base.py"
+
 model = dict(
-    type="EncoderDecoder",
-    data_preprocessor=data_preprocessor,
-    backbone=dict(
-        type="SketchFusion",
-        variant="sketchfusion_base",
-        weights="pretrained",
-        foundation_dtype="bfloat16",
-    ),
     neck=dict(
         type="AdaptiveAggregationNeck",
         in_channels=[640, 1280, 1280],
@@ -28,13 +10,5 @@ model = dict(
         out_stride=8,
         frequency_bands=4,
     ),
-    decode_head=dict(
-        type="LinearHead",
-        in_channels=768,
-        num_classes=150,
-        norm_cfg=dict(type="BN"),
-        align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True),
-    ),
-    test_cfg=dict(mode="whole"),
+    decode_head=dict(type="LinearHead", in_channels=768),
 )

@@ -1,0 +1,5 @@
+"""``python -m sketchfusion_plugins`` is ``sketchfusion``."""
+
+from sketchfusion_plugins.cli import app
+
+app()

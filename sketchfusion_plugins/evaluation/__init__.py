@@ -1,0 +1,1 @@
+"""Judging models on the four tasks, all through one code path."""

@@ -1,0 +1,265 @@
+"""Measures of one model on a task's data.
+
+A trained `Task` answers by itself. Plain `Features` answer without training what can be answered by
+similarity; a linear probe and a threshold are fitted on the training part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from sketchfusion_plugins.data.task_data import Samples, TaskData, labelled_mask
+from sketchfusion_plugins.evaluation.report import Measured, Row
+from sketchfusion_plugins.features import Features
+from sketchfusion_plugins.heads.matching import match_points
+from sketchfusion_plugins.heads.query import pool_sketch
+from sketchfusion_plugins.metrics.correspondence import PROTOCOLS, Protocol, key_point_scores
+from sketchfusion_plugins.metrics.query_segmentation import query_segmentation_scores
+from sketchfusion_plugins.metrics.recognition import top_k_correct
+from sketchfusion_plugins.metrics.retrieval import score_embeddings
+from sketchfusion_plugins.tasks.base import Task
+
+# Pairs that a threshold is fitted on, and thresholds tried.
+FITTED_PAIRS = 256
+THRESHOLDS = 64
+
+
+class Judge:
+    """Runs models over one task's data.
+
+    Args:
+        data: The data.
+        device: Where models run.
+        batch_size: Images, or pairs, per step.
+        workers: Processes that load data.
+        progress: Show progress bars, when standard error is a terminal.
+
+    Raises:
+        ValueError: Unknown task.
+    """
+
+    def __init__(
+        self,
+        data: TaskData,
+        device: str | torch.device = "cpu",
+        batch_size: int = 16,
+        workers: int = 0,
+        progress: bool = True,
+    ) -> None:
+        self.data = data
+        self.device = torch.device(device)
+        self.batch_size, self.workers, self.progress = batch_size, workers, progress
+        judges: dict[str, Callable[[Task | Features], Row]] = {
+            "recognition": self._recognition,
+            "retrieval": self._retrieval,
+            "correspondence": self._correspondence,
+            "query_segmentation": self._query_segmentation,
+        }
+        if data.task not in judges:
+            raise ValueError(f"unknown task {data.task!r}; choose one of {', '.join(judges)}.")
+        self._judge = judges[data.task]
+
+    @torch.inference_mode()
+    def __call__(self, model: Task | Features) -> Row:
+        """Measures of a model; it is left in the mode and on the device that it was in.
+
+        Raises:
+            ValueError: A task model of another task.
+        """
+        if isinstance(model, Task) and model.name != self.data.task:
+            raise ValueError(
+                f"this model was trained for {model.name} and cannot be judged on {self.data.task}."
+            )
+        mode, home = model.training, _device(model)
+        try:
+            return self._judge(model.eval().to(self.device))
+        finally:
+            model.train(mode).to(home)
+
+    def _recognition(self, model: Task | Features) -> Row:
+        logits, labels = [], []
+        if isinstance(model, Task):
+            for batch in self._batches(self.data.test, "recognising"):
+                logits.append(model(batch["image"]).cpu())
+                labels.append(batch["label"].cpu())
+            scores, truth = torch.cat(logits), torch.cat(labels)
+        else:
+            if self.data.fit is None:
+                raise ValueError("these data have no part to fit a probe on.")
+            train, train_labels = self._descriptors(model, self.data.fit)
+            test, truth = self._descriptors(model, self.data.test)
+            scores = probe(train.numpy(), train_labels.numpy(), test.numpy(), len(self.classes))
+        return {
+            name: Measured.of(top_k_correct(scores, truth, min(k, scores.shape[1])))
+            for name, k in (("Acc@1", 1), ("Acc@5", 5))
+        }
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels."""
+        return self.data.categories
+
+    def _retrieval(self, model: Task | Features) -> Row:
+        assert self.data.gallery is not None
+        queries, query_labels = self._descriptors(model, self.data.test, self.data.label)
+        gallery, labels = self._descriptors(model, self.data.gallery, self.data.label)
+        scores = score_embeddings(queries, gallery, query_labels, labels, self.data.measures)
+        return {name: Measured.of(values) for name, values in scores.values.items()}
+
+    def _correspondence(self, model: Task | Features) -> Row:
+        protocol = PROTOCOLS.get(self.data.protocol) or Protocol(
+            self.data.source, self.data.size, inclusive=True, alphas=(5, 10)
+        )
+        total = None
+        for batch in self._batches(self.data.test, "matching"):
+            source, target = batch["source"], batch["target"]
+            points, visible = batch["source_points"], batch["visible"]
+            if isinstance(model, Task):
+                found = model(source, target, points, visible=visible)
+            elif isinstance(model, SamePlace):
+                found = points
+            else:
+                source_map, target_map = model(source).float(), model(target).float()
+                found = match_points(
+                    source_map,
+                    target_map,
+                    points,
+                    source_stride=_stride(source, source_map),
+                    target_stride=_stride(target, target_map),
+                    visible=visible,
+                )
+            size = (target.shape[-2], target.shape[-1])
+            scores = key_point_scores(found, batch["target_points"], size, protocol, visible)
+            total = scores if total is None else total + scores
+        assert total is not None
+        return {
+            f"PCK@{alpha:g}": Measured.of(total.items[:, index])
+            for index, alpha in enumerate(protocol.alphas)
+        }
+
+    def _query_segmentation(self, model: Task | Features) -> Row:
+        threshold = 0.0
+        if not isinstance(model, Task):
+            if self.data.fit is None:
+                raise ValueError("these data have no part to fit a threshold on.")
+            count = min(FITTED_PAIRS, len(self.data.fit))  # type: ignore[arg-type]
+            threshold = fit_threshold(
+                [
+                    (_similarity(model, batch), labelled_mask(batch))
+                    for batch in self._batches(Subset(self.data.fit, range(count)), "fitting")
+                ]
+            )
+        total = None
+        for batch in self._batches(self.data.test, "segmenting"):
+            if isinstance(model, Task):
+                predicted = model(batch["sketch"], batch["photo"]) > 0
+            else:
+                predicted = _similarity(model, batch) > threshold
+            scores = query_segmentation_scores(predicted, labelled_mask(batch))
+            total = scores if total is None else total + scores
+        assert total is not None
+        return {
+            "mIoU": Measured.of(total.foreground_iou),
+            "pixel accuracy": Measured.of(total.pixel_accuracy),
+        }
+
+    def _descriptors(
+        self, model: Task | Features, data: Samples, label: str = "label"
+    ) -> tuple[Tensor, Tensor]:
+        describe = model if isinstance(model, Task) else model.describe
+        found, labels = [], []
+        for batch in self._batches(data, "describing"):
+            found.append(describe(batch["image"]).float().cpu())
+            labels.append(batch[label].cpu())
+        return torch.cat(found), torch.cat(labels)
+
+    def _batches(self, data: Samples, what: str) -> Iterator[dict[str, Any]]:
+        from tqdm import tqdm
+
+        loader = DataLoader(data, self.batch_size, num_workers=self.workers)
+        for batch in tqdm(loader, desc=what, disable=None if self.progress else True, leave=False):
+            yield {
+                key: value.to(self.device) if isinstance(value, Tensor) else value
+                for key, value in batch.items()
+            }
+
+
+class SamePlace(Features):
+    """Answers every correspondence with the place asked for: what alignment alone gives."""
+
+    channels = 1
+
+
+def probe(train: NDArray[Any], labels: NDArray[Any], test: NDArray[Any], classes: int) -> Tensor:
+    """Scores of a ridge classifier on standardised descriptors.
+
+    The penalty is chosen by leave-one-out error within the training part.
+
+    Args:
+        train: ``[N, D]``.
+        labels: ``[N]``, 0..classes - 1.
+        test: ``[M, D]``.
+        classes: Number of classes.
+
+    Returns:
+        ``[M, classes]``; classes without training items score lowest.
+
+    Raises:
+        ModuleNotFoundError: scikit-learn is not installed.
+    """
+    from sklearn.linear_model import RidgeClassifierCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), RidgeClassifierCV(np.logspace(0, 5, 11)))
+    model.fit(train.astype(np.float64), labels)
+    decided = model.decision_function(test.astype(np.float64))
+    if decided.ndim == 1:
+        decided = np.stack([-decided, decided], 1)
+    scores = torch.full((len(test), classes), -torch.inf)
+    scores[:, model[-1].classes_] = torch.from_numpy(decided).float()
+    return scores
+
+
+def fit_threshold(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """Threshold of similarity with the best mean foreground IoU.
+
+    Args:
+        pairs: Similarities and masks, ``[B, H, W]`` each.
+    """
+    similarity = torch.cat([similarity.flatten() for similarity, _ in pairs])
+    candidates = np.quantile(similarity.cpu().numpy(), np.linspace(0, 1, THRESHOLDS + 2)[1:-1])
+    scores = []
+    for threshold in candidates:
+        values = [
+            query_segmentation_scores(similarity > threshold, mask).foreground_iou
+            for similarity, mask in pairs
+        ]
+        scores.append(float(torch.cat(values).mean()))
+    return float(candidates[int(np.argmax(scores))])
+
+
+def _similarity(model: Features, batch: dict[str, Any]) -> Tensor:
+    """Cosine similarity of the sketch's mean descriptor with the photo's pixels, ``[B, H, W]``."""
+    descriptor = pool_sketch(model(batch["sketch"]))
+    cells = F.normalize(model(batch["photo"]).float(), dim=1)
+    cosine = torch.einsum("bc,bchw->bhw", descriptor, cells)[:, None]
+    return F.interpolate(cosine, batch["photo"].shape[-2:], mode="bilinear")[:, 0]
+
+
+def _stride(image: Tensor, cells: Tensor) -> tuple[float, float]:
+    """Pixels per cell of a map that spans its image."""
+    return image.shape[-2] / cells.shape[-2], image.shape[-1] / cells.shape[-1]
+
+
+def _device(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

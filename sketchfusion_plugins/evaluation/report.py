@@ -1,0 +1,148 @@
+"""What was measured: means with intervals, as a table, Markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sketchfusion_plugins.files import write_text
+from sketchfusion_plugins.metrics.intervals import bootstrap_mean, wilson
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean over items.
+
+    Attributes:
+        value: The mean, 0..1.
+        low: Lower bound of its 95 % interval.
+        high: Upper bound.
+        count: Items.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: ArrayLike) -> Measured:
+        """Mean of items ``[N]``, 0..1.
+
+        The interval is Wilson's where every item is right or wrong, else a percentile bootstrap
+        with 10,000 resamples and a fixed seed. It covers the choice of items alone, not that of a
+        training run's seed.
+        """
+        items = np.asarray(values, dtype=np.float64)
+        mean = float(items.mean())
+        if np.isin(items, (0.0, 1.0)).all():
+            interval = wilson(mean, len(items))
+        else:
+            interval = bootstrap_mean(items)
+        return cls(mean, interval.low, interval.high, len(items))
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+Row = dict[str, Measured]
+
+
+@dataclass
+class Report:
+    """Measures of several models on the same data.
+
+    Attributes:
+        task: Name of the task.
+        source: Where the data came from.
+        about: What else one must know to repeat it: sizes, seeds, versions.
+        rows: Measures by name, by model.
+    """
+
+    task: str
+    source: str
+    about: dict[str, Any]
+    rows: dict[str, Row] = field(default_factory=dict)
+
+    @property
+    def measures(self) -> Sequence[str]:
+        """Names of the measures."""
+        return list(dict.fromkeys(name for row in self.rows.values() for name in row))
+
+    def markdown(self) -> str:
+        """A table with intervals, and what it was measured on."""
+        names = self.measures
+        lines = [f"| {self.task}, {self.source} | " + " | ".join(names) + " |"]
+        lines.append("|---" * (len(names) + 1) + "|")
+        for model, row in self.rows.items():
+            cells = (str(row[name]) if name in row else "" for name in names)
+            lines.append(f"| {model} | " + " | ".join(cells) + " |")
+        about = ", ".join(f"{key} {value}" for key, value in self.about.items())
+        return "\n".join([*lines, "", f"95 % intervals in brackets; {about}."]) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "task": self.task,
+            "source": self.source,
+            "about": self.about,
+            "rows": {
+                model: {name: vars(measured) for name, measured in row.items()}
+                for model, row in self.rows.items()
+            },
+        }
+
+    def table(self) -> Table:
+        """A table for the terminal."""
+        from rich.table import Table
+
+        about = ", ".join(f"{key} {value}" for key, value in self.about.items())
+        table = Table(title=f"{self.task}, {self.source}", caption=about)
+        table.add_column("model")
+        for name in self.measures:
+            table.add_column(name, justify="right")
+        for model, row in self.rows.items():
+            table.add_row(model, *(str(row.get(name, "")) for name in self.measures))
+        return table
+
+    def write(self, folder: Path) -> None:
+        """Write ``TASK.json`` and ``TASK.md`` to a folder, atomically.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        write_text(json.dumps(self.as_json(), indent=1) + "\n", folder / f"{self.task}.json")
+        write_text(self.markdown(), folder / f"{self.task}.md")
+
+
+def read_rows(path: Path, report: Report) -> dict[str, Row]:
+    """Rows of a report that `Report.write` wrote, if it is on the same data as another.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no report, or on other data.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        rows = {
+            model: {name: Measured(**measured) for name, measured in row.items()}
+            for model, row in found.pop("rows").items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no report of ours: {error!r}.") from error
+    expected = report.as_json()
+    del expected["rows"]
+    if found != expected:
+        raise ValueError(
+            f"{path} reports on {found}, expected {expected}. Choose another folder, or delete it."
+        )
+    return rows

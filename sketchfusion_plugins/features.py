@@ -1,0 +1,238 @@
+"""Maps and descriptors to compare: SketchFusion's, its parts', other backbones', plain baselines'.
+
+Every one is a module that maps images to feature maps, so that each goes through the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sketchfusion_plugins.baselines import hog_features, pixel_features
+from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.images import to_rgb
+
+GRID = 4
+CELL = 8
+
+
+class Features(nn.Module):
+    """Images to maps, and to one descriptor per image.
+
+    Attributes:
+        channels: Channels of the maps.
+    """
+
+    channels: int
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map ``[B, channels, h, w]`` of images ``[B, 3, H, W]`` in -1..1."""
+        raise NotImplementedError
+
+    def describe(self, image: Tensor) -> Tensor:
+        """Unit descriptors ``[B, D]``: the map's means over 4x4 parts of the image.
+
+        A mean over the whole image would forget where things are.
+        """
+        pooled = F.adaptive_avg_pool2d(self(image).float(), GRID)
+        return F.normalize(pooled.flatten(1), dim=1)
+
+
+class FusedFeatures(Features):
+    """The aggregated map of a SketchFusion encoder.
+
+    Attributes:
+        stride: Pixels per cell.
+
+    Raises:
+        ValueError: The encoder has no single aggregated map.
+    """
+
+    def __init__(self, encoder: SketchFusionEncoder) -> None:
+        super().__init__()
+        aggregation = encoder.config.aggregation
+        if aggregation is None or not isinstance(aggregation.stride, int):
+            raise ValueError(
+                "expected an encoder that aggregates to one map (aggregation.stride a number), "
+                f"got aggregation {aggregation}."
+            )
+        self.encoder = encoder
+        self.channels = aggregation.out_channels
+        self.stride = aggregation.stride
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `Features.forward`."""
+        result = self.encoder(image)
+        assert isinstance(result, Tensor)
+        return result
+
+
+class DiffusionFeatures(Features):
+    """Stable Diffusion's own levels, each of unit length, joined at the finest stride."""
+
+    def __init__(self, encoder: SketchFusionEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.channels = sum(block.channels for block in encoder.level_blocks)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `Features.forward`."""
+        return join(self.encoder.forward_levels(image, fuse=False).maps)
+
+
+class ClipFeatures(Features):
+    """CLIP's patch tokens on their own grid, or those of what stands in for CLIP."""
+
+    def __init__(self, encoder: SketchFusionEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.channels = encoder.semantic.channels
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `Features.forward`."""
+        return self.encoder.forward_tokens(image)
+
+
+class ConcatenatedFeatures(Features):
+    """Stable Diffusion and CLIP side by side, nothing learned: the paper's "SD + CLIP".
+
+    Both parts have unit length and so weigh the same, as in Zhang et al., "A Tale of Two Features"
+    (NeurIPS 2023), where it is Stable Diffusion and DINOv2.
+    """
+
+    def __init__(self, encoder: SketchFusionEncoder) -> None:
+        super().__init__()
+        self.diffusion = DiffusionFeatures(encoder)
+        self.clip = ClipFeatures(encoder)
+        self.channels = self.diffusion.channels + self.clip.channels
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `Features.forward`."""
+        return join((F.normalize(self.diffusion(image), dim=1), self.clip(image)))
+
+
+class TimmFeatures(Features):
+    """The last map of any timm model, for instance ``vit_base_patch14_dinov2``.
+
+    Args:
+        name: timm name.
+        pretrained: Load timm's weights.
+        size: Side that images are resized to before; None keeps them.
+    """
+
+    def __init__(self, name: str, pretrained: bool = True, size: int | None = None) -> None:
+        super().__init__()
+        import timm
+        from torchvision.transforms.v2 import Normalize
+
+        sizing = {} if size is None else {"img_size": size}
+        self.model = timm.create_model(
+            name, pretrained=pretrained, features_only=True, out_indices=(-1,), **sizing
+        )
+        self.model.eval().requires_grad_(False)
+        self.size = size
+        self.channels = self.model.feature_info.channels()[-1]
+        config = self.model.pretrained_cfg
+        self.normalise = Normalize(config["mean"], config["std"])
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `Features.forward`."""
+        if self.size is not None:
+            image = F.interpolate(image, (self.size, self.size), mode="bicubic", antialias=True)
+        result: Tensor = self.model(self.normalise(to_rgb(image) * 0.5 + 0.5))[0]
+        return result
+
+
+class HogFeatures(Features):
+    """Histograms of oriented gradients: a cell's map is the mean of the four blocks it is part of.
+
+    The descriptor is the classical one; see `sketchfusion_plugins.baselines.hog_features`.
+    """
+
+    channels = 36
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `Features.forward`."""
+        from skimage.feature import hog
+
+        blocks = []
+        for picture in _pad_white(image).mean(1).cpu().numpy():
+            found = hog(
+                picture,
+                orientations=9,
+                pixels_per_cell=(CELL, CELL),
+                cells_per_block=(2, 2),
+                block_norm="L2-Hys",
+                feature_vector=False,
+            )
+            blocks.append(torch.from_numpy(found).flatten(2).permute(2, 0, 1).float())
+        around = F.pad(torch.stack(blocks), (1, 1, 1, 1), mode="replicate")
+        return F.avg_pool2d(around, 2, stride=1).to(image.device)
+
+    def describe(self, image: Tensor) -> Tensor:
+        """See `Features.describe`."""
+        described = torch.from_numpy(hog_features(_to_bytes(image)))
+        return F.normalize(described.to(image.device), dim=1)
+
+
+class PixelFeatures(Features):
+    """Darkness of the 8x8 pixels under every cell; the descriptor is the image at 16 px."""
+
+    channels = CELL**2
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `Features.forward`."""
+        dark = (1 - _pad_white(image).mean(1, keepdim=True)) / 2
+        return F.pixel_unshuffle(dark, CELL)
+
+    def describe(self, image: Tensor) -> Tensor:
+        """See `Features.describe`."""
+        described = torch.from_numpy(pixel_features(_to_bytes(image)))
+        return F.normalize(described.to(image.device), dim=1)
+
+
+class RandomFeatures(Features):
+    """Noise: what the judgement gives to features that know nothing. Seeded, anew at each call."""
+
+    channels = 64
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `Features.forward`."""
+        rows, columns = (-(-side // CELL) for side in image.shape[-2:])
+        shape = (len(image), self.channels, rows, columns)
+        return torch.randn(shape, generator=self.generator).to(image.device)
+
+
+def join(maps: Sequence[Tensor]) -> Tensor:
+    """Maps of unit length per cell, resized to the first one's grid and concatenated.
+
+    Args:
+        maps: ``[B, C_i, h_i, w_i]``, the finest first.
+
+    Returns:
+        ``[B, sum(C_i), h_0, w_0]``, fp32.
+    """
+    size = maps[0].shape[-2:]
+    resized = [
+        F.interpolate(F.normalize(level.float(), dim=1), size, mode="bilinear") for level in maps
+    ]
+    return torch.cat(resized, 1)
+
+
+def _pad_white(image: Tensor) -> Tensor:
+    bottom, right = -image.shape[-2] % CELL, -image.shape[-1] % CELL
+    return F.pad(to_rgb(image).float(), (0, right, 0, bottom), value=1.0)
+
+
+def _to_bytes(image: Tensor) -> NDArray[np.uint8]:
+    pixels = ((to_rgb(image).float() + 1) * 127.5).round().clamp(0, 255)
+    return pixels.permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()

@@ -1,0 +1,64 @@
+"""mmengine's checkpoints read without running code that they may hold.
+
+Beside tensors and plain values they hold the log's history, which `torch.load` refuses unless its
+classes are named as safe. OpenMMLab's mmengine then cannot resume at all, and its fork falls back
+to unpickling whatever the file holds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+from sketchfusion_plugins.checkpoint import CheckpointError
+
+
+def allow_history() -> None:
+    """Name the log's classes as safe for this process, so that resuming and testing work.
+
+    torch offers a context for it too, but leaving that forgets what was named before.
+    """
+    torch.serialization.add_safe_globals(safe_globals())
+
+
+def safe_globals() -> list[Any]:
+    """What a log's history is made of: itself, numpy's arrays and numbers."""
+    array = np.zeros(1)
+    reconstruct, scalar = array.__reduce__()[0], array[0].__reduce__()[0]
+    dtypes = {type(np.dtype(kind)) for kind in (bool, np.int32, np.int64, np.float32, np.float64)}
+    history = (_history_attribute, "builtins.getattr")
+    return [HistoryBuffer, history, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint that mmengine wrote, on the CPU.
+
+    Raises:
+        CheckpointError: Damaged, or it holds more than tensors, plain values and mmengine's log.
+        FileNotFoundError: No such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}. Give a .pth file that training wrote.")
+    allow_history()
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises whatever its reader stumbles over
+        reason = " ".join(str(error).split())[-300:]
+        raise CheckpointError(
+            f"{path} is damaged, or holds objects that are not unpickled for safety: {reason}"
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path} is no checkpoint of mmengine's: it has no 'state_dict'.")
+    return checkpoint
+
+
+def _history_attribute(owner: Any, name: str) -> Any:
+    # A history pickles references to its class's methods as calls of getattr.
+    if owner is not HistoryBuffer or name.startswith("_"):
+        raise UnpicklingError(f"refused to read attribute {name!r} of {owner!r}.")
+    return getattr(owner, name)

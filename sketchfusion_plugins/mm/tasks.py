@@ -1,0 +1,116 @@
+"""The four sketch tasks for mmengine's Runner: model, evaluation loop, and the hook that saves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import EMAHook, Hook
+from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.registry import HOOKS, LOOPS
+from mmengine.runner import BaseLoop
+
+from sketchfusion_plugins.evaluation.judge import Judge
+from sketchfusion_plugins.evaluation.report import Row
+from sketchfusion_plugins.mm.frozen import FrozenFoundations
+from sketchfusion_plugins.tasks.base import Task
+
+ADAPTERS = "adapters"
+
+
+class TaskModel(FrozenFoundations, BaseModel):  # type: ignore[misc]
+    """A task whose losses mmengine minimises. Its checkpoints hold what trains.
+
+    Args:
+        task: The task.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+        self.hide_foundations()
+
+    def forward(self, mode: str = "loss", **batch: Any) -> Any:
+        """Losses of a batch; see `sketchfusion_plugins.tasks.base.Task.loss`.
+
+        Raises:
+            ValueError: Another mode: tasks are judged by `TaskEvaluationLoop`.
+        """
+        if mode != "loss":
+            raise ValueError(f"expected mode 'loss', got {mode!r}.")
+        return self.task.loss(batch)
+
+    def init_weights(self) -> None:
+        """Nothing is drawn anew: the task is built ready."""
+
+
+@LOOPS.register_module()
+class TaskEvaluationLoop(BaseLoop):  # type: ignore[misc]
+    """Judges the task that trains, on the first process.
+
+    Args:
+        runner: The runner.
+        dataloader: Batches of the judged part; the judge loads its own, this one is counted.
+        evaluator: The judge.
+
+    Attributes:
+        row: What was measured last; None before.
+    """
+
+    row: Row | None = None
+
+    def __init__(self, runner: Any, dataloader: Any, evaluator: Judge) -> None:
+        super().__init__(runner, dataloader)
+        self.judge = evaluator
+
+    def run(self) -> dict[str, float]:
+        """Measures by name, 0..1."""
+        self.runner.call_hook("before_val")
+        self.runner.call_hook("before_val_epoch")
+        rows: list[Any] = [None]
+        if is_main_process():
+            rows = [self.judge(task_of(self.runner.model))]
+        broadcast_object_list(rows)
+        row: Row = rows[0]
+        self.row = row
+        metrics = {name: measured.value for name, measured in row.items()}
+        self.runner.call_hook("after_val_epoch", metrics=metrics)
+        self.runner.call_hook("after_val")
+        return metrics
+
+
+@HOOKS.register_module()
+class SaveAdaptersHook(Hook):  # type: ignore[misc]
+    """Writes the trained task to ``adapters`` in the work directory, as `load_task` reads it.
+
+    The last state is kept, not the best: choosing by the judged part would flatter the figures.
+    """
+
+    priority = "LOW"
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Save beside every evaluation."""
+        _save(runner)
+
+    def after_train(self, runner: Any) -> None:
+        """Save at the end."""
+        _save(runner)
+
+
+def task_of(model: Any) -> Task:
+    """The task inside a model that a runner may have wrapped for data parallelism."""
+    inner = model.module if is_model_wrapper(model) else model
+    task: Task = inner.task
+    return task
+
+
+def trained_task(runner: Any) -> Task:
+    """The task that a runner has trained: the averaged one where an EMAHook keeps an average."""
+    averages = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
+    return task_of(averages[0] if averages else runner.model)
+
+
+def _save(runner: Any) -> None:
+    if is_main_process():
+        trained_task(runner).save_pretrained(Path(runner.work_dir) / ADAPTERS)

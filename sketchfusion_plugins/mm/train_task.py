@@ -1,0 +1,187 @@
+"""Train a task from a config, with mmengine's Runner."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import init_dist
+from mmengine.runner import Runner
+from torch import distributed
+from torch.utils.data import DataLoader
+
+from sketchfusion_plugins.data.sources import load_task_data
+from sketchfusion_plugins.data.task_data import Samples, TaskData
+from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.evaluation.judge import Judge
+from sketchfusion_plugins.evaluation.report import Row
+from sketchfusion_plugins.mm.backbone import find_config
+from sketchfusion_plugins.mm.tasks import TaskModel, trained_task
+from sketchfusion_plugins.tasks.base import Task
+from sketchfusion_plugins.tasks.load import build_task
+
+FOLDER = Path(__file__).parents[1] / "task_configs"
+
+
+def list_configs() -> dict[str, Path]:
+    """Task configs by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("[!_]*.py"))}
+
+
+def read_config(name: str, options: Mapping[str, Any] | None = None) -> Config:
+    """Read a task config.
+
+    Args:
+        name: Name of one of ours, or path of a ``.py`` file.
+        options: What to change, by dotted keys such as ``"train_cfg.max_iters"``.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Unknown name.
+    """
+    configs = list_configs()
+    if not name.endswith(".py") and name not in configs:
+        raise ValueError(f"no task config {name!r}; choose one of {', '.join(configs)}.")
+    config = Config.fromfile(name if name.endswith(".py") else configs[name])
+    if options:
+        config.merge_from_dict(dict(options))
+    return config
+
+
+def build_encoder(config: Mapping[str, Any]) -> SketchFusionEncoder:
+    """The encoder that a config's ``encoder`` describes.
+
+    Args:
+        config: ``variant``, a timm name or preset, with ``changes`` to its fields; or ``adapters``,
+            a checkpoint to start from; ``with_cp`` recomputes activations to save memory.
+
+    Raises:
+        OSError: Foundations or adapters cannot be found.
+        ValueError: Unknown variant or field.
+    """
+    changes = dict(config.get("changes") or {})
+    if config.get("adapters"):
+        encoder = SketchFusionEncoder.from_pretrained(config["adapters"], **changes)
+    else:
+        encoder = SketchFusionEncoder(find_config(config["variant"]).replace(**changes))
+    if config.get("with_cp"):
+        encoder.set_grad_checkpointing()
+    return encoder
+
+
+def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]:
+    """Train, judge and save a task; checkpoints, logs and adapters are in ``config.work_dir``.
+
+    Run by torchrun with ``config.launcher`` "pytorch", every process trains on its share: on GPUs
+    with nccl, on CPUs with gloo.
+
+    Args:
+        config: See `read_config`; ``work_dir`` must be set.
+        data: Data instead of those that the config names. Settings of the task that the config
+            leaves out follow from the data: recognition's classes, what retrieval compares by.
+
+    Returns:
+        The task, averaged where an EMAHook is at work, and its measures after the last iteration.
+
+    Raises:
+        FileNotFoundError: Data are missing.
+        OSError: Foundations cannot be loaded, or the folder cannot be written.
+        ValueError: The config does not fit together.
+    """
+    wrapper = _join_processes(config)
+    seed = config.randomness.seed
+    if data is None:
+        data = load_task_data(config.task.name, **config.data)
+    if data.train is None:
+        raise ValueError(f"{data.source} has nothing to train on; evaluate on it alone.")
+    # Adapters and heads are drawn while the task is built, before the runner sets its seed.
+    torch.manual_seed(seed)
+    settings = {**_settings_of(data), **(config.task.get("settings") or {})}
+    task = build_task(config.task.name, build_encoder(config.encoder), **settings)
+    judge = Judge(data, _device(), **config.judge)
+    runner = Runner(
+        model=TaskModel(task),
+        work_dir=config.work_dir,
+        train_dataloader=_batches(data.train, seed, **config.train_dataloader),
+        train_cfg=config.train_cfg,
+        val_dataloader=DataLoader(data.test),
+        val_cfg={"type": "TaskEvaluationLoop"},
+        val_evaluator=judge,
+        optim_wrapper=config.optim_wrapper,
+        param_scheduler=[
+            {"end": config.train_cfg.max_iters, **scheduler} for scheduler in config.param_scheduler
+        ],
+        default_hooks=config.default_hooks,
+        custom_hooks=config.get("custom_hooks"),
+        load_from=config.get("load_from"),
+        resume=config.get("resume", False),
+        launcher=config.get("launcher", "none"),
+        env_cfg=config.env_cfg,
+        log_processor=config.log_processor,
+        log_level=config.log_level,
+        visualizer=config.get("visualizer"),
+        default_scope="mmengine",
+        randomness=config.randomness,
+        experiment_name=config.task.name,
+        cfg=Config({**config.to_dict(), **wrapper}),
+    )
+    runner.train()
+    trained = trained_task(runner)
+    # Training ends with an evaluation, unless all of it was done before.
+    return trained, runner.val_loop.row or judge(trained)
+
+
+def _settings_of(data: TaskData) -> dict[str, Any]:
+    """Settings of a task that its data decide, unless the config does."""
+    if data.task == "recognition":
+        return {"classes": data.categories}
+    if data.task == "retrieval":
+        return {"by": "instance" if data.label == "instance" else "category"}
+    return {}
+
+
+def _batches(data: Samples, seed: int, batch_size: int, num_workers: int) -> DataLoader[Any]:
+    """Endless batches, each process its own share."""
+    return DataLoader(
+        data,
+        batch_size,
+        sampler=InfiniteSampler(data, shuffle=True, seed=seed),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.accelerator.is_available(),
+        drop_last=True,
+    )
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _join_processes(config: Config) -> dict[str, Any]:
+    """Join the other processes before anything asks for its rank."""
+    launcher = config.get("launcher", "none")
+    if launcher == "none":
+        return {}
+    if launcher == "pytorch" and "RANK" not in os.environ:
+        raise ValueError(
+            "launcher 'pytorch' expects torchrun's environment, got none. Run: torchrun "
+            "--nproc-per-node 2 -m sketchfusion_plugins train TASK --launcher pytorch"
+        )
+    if torch.accelerator.is_available():
+        init_dist(launcher, **config.env_cfg.dist_cfg)
+        return {}
+    # mmengine's own way demands CUDA, and its data parallelism a device.
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    return {
+        "model_wrapper_cfg": {
+            "type": "MMDistributedDataParallel",
+            "device_ids": None,
+            "broadcast_buffers": False,
+        }
+    }

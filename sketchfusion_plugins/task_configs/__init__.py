@@ -1,0 +1,1 @@
+"""Configs of the four sketch tasks, for ``sketchfusion train``."""

@@ -1,0 +1,45 @@
+"""What every task trains with: AdamW, one warm-up, a cosine, checkpoints that resume."""
+
+encoder = dict(variant="sketchfusion_tiny", changes=dict(weights="random"))
+data = dict(source="openmoji", size=128, seed=0)
+train_dataloader = dict(batch_size=16, num_workers=0)
+judge = dict(batch_size=32, workers=0)
+optim_wrapper = dict(
+    type="OptimWrapper",
+    constructor="AdapterOptimWrapperConstructor",
+    optimizer=dict(type="AdamW", lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01),
+    clip_grad=dict(max_norm=1.0),
+    paramwise_cfg=dict(
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.0,
+        flat_decay_mult=0.0,
+        # One number each, which starts far from where it ends: a threshold of cosine similarity,
+        # a temperature.
+        custom_keys={
+            "threshold": dict(lr_mult=10.0, decay_mult=0.0),
+            "log_scale": dict(lr_mult=10.0, decay_mult=0.0),
+        },
+    ),
+)
+# Both apply; the second ends with the training.
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=20),
+    dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=False, begin=0),
+]
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=400, val_interval=1000)
+default_hooks = dict(
+    timer=dict(type="IterTimerHook"),
+    logger=dict(type="LoggerHook", interval=20, log_metric_by_epoch=False),
+    param_scheduler=dict(type="ParamSchedulerHook"),
+    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=100, max_keep_ckpts=2),
+    sampler_seed=dict(type="DistSamplerSeedHook"),
+)
+custom_hooks = [dict(type="SaveAdaptersHook")]
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend="nccl"),
+)
+log_processor = dict(by_epoch=False)
+log_level = "INFO"
+randomness = dict(seed=0)

@@ -1,0 +1,1 @@
+"""The four sketch tasks: an encoder, a head and a loss each."""

@@ -1,0 +1,51 @@
+"""What a task is: an encoder with a head and a loss, saved as adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.features import FusedFeatures
+
+
+class Task(nn.Module):
+    """An encoder that aggregates to one map, with a head and a loss.
+
+    Args:
+        encoder: The encoder.
+        settings: What the attribute holds.
+
+    Raises:
+        ValueError: The encoder does not aggregate to one map.
+
+    Attributes:
+        name: Name of the task.
+        settings: Arguments, beside the encoder, that build it again; JSON values.
+        features: The encoder's map.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, encoder: SketchFusionEncoder, settings: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.features = FusedFeatures(encoder)
+        self.settings = dict(settings)
+
+    @property
+    def encoder(self) -> SketchFusionEncoder:
+        """The encoder, whose injection and aggregation train."""
+        return self.features.encoder
+
+    def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Losses of a batch by name; those whose name holds "loss" are added up and minimised."""
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write adapters, head and settings; see `checkpoint.save_adapters`."""
+        from sketchfusion_plugins.checkpoint import save_adapters
+
+        save_adapters(self, folder)

@@ -1,0 +1,62 @@
+"""Query segmentation: the part of a photo that a sketch denotes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from sketchfusion_plugins.data.task_data import labelled_mask
+from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.heads.query import Pooling, QuerySegmentationHead, ink_cells
+from sketchfusion_plugins.losses.query import query_segmentation_loss
+from sketchfusion_plugins.tasks.base import Task
+
+
+class QuerySegmentation(Task):
+    """A sketch's pooled descriptor held against every cell of a photo's map.
+
+    Args:
+        encoder: Encoder that aggregates to one map.
+        pooling: ``"all"`` averages the sketch's whole map, as the paper does; ``"ink"`` the cells
+            that strokes run through.
+
+    Raises:
+        ValueError: No single map, or an unknown pooling.
+    """
+
+    name = "query_segmentation"
+
+    def __init__(self, encoder: SketchFusionEncoder, pooling: Pooling = "all") -> None:
+        super().__init__(encoder, {"pooling": pooling})
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling must be one of {get_args(Pooling)}, got {pooling!r}.")
+        self.head = QuerySegmentationHead(pooling)
+
+    def forward(self, sketch: Tensor, photo: Tensor) -> Tensor:
+        """Logits of a photo's pixels, above 0 where the sketch's object is.
+
+        Args:
+            sketch: ``[B, 3, h, w]`` in -1..1, on white.
+            photo: ``[B, 3, H, W]`` in -1..1.
+
+        Returns:
+            ``[B, H, W]``.
+        """
+        stride = self.features.stride
+        if sketch.shape == photo.shape:
+            sketch_map, photo_map = self.features(torch.cat([sketch, photo])).chunk(2)
+        else:
+            sketch_map, photo_map = self.features(sketch), self.features(photo)
+        ink = None
+        if self.head.pooling == "ink":
+            ink = ink_cells(sketch, (sketch_map.shape[-2], sketch_map.shape[-1]), stride)
+        size = (photo.shape[-2], photo.shape[-1])
+        logits: Tensor = self.head(sketch_map, photo_map, size, ink=ink, photo_stride=stride)
+        return logits
+
+    def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Losses of ``sketch``, ``photo`` and ``mask``; see `labelled_mask`."""
+        return query_segmentation_loss(self(batch["sketch"], batch["photo"]), labelled_mask(batch))

@@ -1,0 +1,49 @@
+"""Recognition: which class a sketch is of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.heads.embedding import ClassifierHead
+from sketchfusion_plugins.tasks.base import Task
+
+
+class Recognition(Task):
+    """Classifier on the pooled map, trained with cross entropy.
+
+    Args:
+        encoder: Encoder that aggregates to one map.
+        classes: Names of the classes, in the order of their labels.
+        label_smoothing: Share of the target spread over all classes, 0..1.
+
+    Raises:
+        ValueError: No single map, or fewer than two classes.
+    """
+
+    name = "recognition"
+
+    def __init__(
+        self, encoder: SketchFusionEncoder, classes: Sequence[str], label_smoothing: float = 0.1
+    ) -> None:
+        super().__init__(encoder, {"classes": list(classes), "label_smoothing": label_smoothing})
+        if len(classes) < 2:
+            raise ValueError(f"expected at least two classes, got {list(classes)}.")
+        self.classes = tuple(classes)
+        self.label_smoothing = label_smoothing
+        self.head = ClassifierHead(self.features.channels, len(classes))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits ``[B, classes]`` of images ``[B, 3, H, W]`` in -1..1."""
+        logits: Tensor = self.head(self.features(image))
+        return logits
+
+    def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Cross entropy of ``image`` [B, 3, H, W] and ``label`` [B]."""
+        logits = self(batch["image"]).float()
+        loss = F.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
+        return {"loss": loss, "accuracy": (logits.argmax(1) == batch["label"]).float().mean()}
