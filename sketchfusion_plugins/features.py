@@ -113,7 +113,7 @@ class ConcatenatedFeatures(Features):
 
     def forward(self, image: Tensor) -> Tensor:
         """See `Features.forward`."""
-        return join((F.normalize(self.diffusion(image), dim=1), self.clip(image)))
+        return join((self.diffusion(image), self.clip(image)))
 
 
 class TimmFeatures(Features):

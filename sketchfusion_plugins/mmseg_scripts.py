@@ -31,6 +31,8 @@ def list_configs() -> dict[str, Path]:
     """Names of the experiment configs, with their files."""
     spec = find_spec("mmseg_configs")
     folders = [] if spec is None else list(spec.submodule_search_locations or [])
+    # Of two installations Python imports the first one's files: so do we.
+    folders.reverse()
     return {path.stem: path for folder in folders for path in sorted(Path(folder).glob("*.py"))}
 
 

@@ -22,6 +22,7 @@ _CELL_INCHES = 1.6
 _LABEL_INCHES = 1.1
 _TITLE_INCHES = 0.3
 _GAP_INCHES = 0.06
+_MATCH_INCHES = 4.0
 _DPI = 150
 # Below this share of the strongest component's spread, a component is rounding noise.
 _NULL_SPREAD = 1e-5
@@ -86,17 +87,10 @@ def feature_sheet(columns: Mapping[str, Array], row_labels: Sequence[str] | None
     row_count = next(iter(lengths.values()))
     if row_labels is not None and len(row_labels) != row_count:
         raise ValueError(f"{len(row_labels)} row labels for {row_count} rows")
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'matplotlib is needed to draw figures: pip install "sketchfusion-plugins[demo]"'
-        ) from error
-
     margin = 0.0 if row_labels is None else _LABEL_INCHES
     width = margin + len(pictures) * _CELL_INCHES
     height = _TITLE_INCHES + row_count * _CELL_INCHES
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    figure = _new_figure((width, height))
     for column, (title, array) in enumerate(pictures.items()):
         for row in range(row_count):
             bottom = (row_count - row - 1) * _CELL_INCHES
@@ -121,6 +115,80 @@ def feature_sheet(columns: Mapping[str, Array], row_labels: Sequence[str] | None
     return figure
 
 
+def draw_matches(
+    source: Array, target: Array, source_points: Array, target_points: Array
+) -> Figure:
+    """Two pictures side by side, with lines between matched points.
+
+    Args:
+        source: Picture [h, w, 3], uint8 or float in 0..1, array or tensor.
+        target: The same, of any size.
+        source_points: [N, 2] as (x, y) in pixels of ``source``; the first pixel's centre is
+            (0.5, 0.5).
+        target_points: [N, 2] in pixels of ``target``.
+
+    Returns:
+        Figure on white, 4 inches high.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing.
+        ValueError: Pictures or points have the wrong shape, type or range.
+    """
+    pictures = [
+        _checked_pictures(title, _as_numpy(picture)[None])[0]
+        for title, picture in (("source", source), ("target", target))
+    ]
+    points = [_as_numpy(found).astype(np.float64) for found in (source_points, target_points)]
+    if points[0].shape != points[1].shape or points[0].ndim != 2 or points[0].shape[1] != 2:
+        shapes = " and ".join(str(list(found.shape)) for found in points)
+        raise ValueError(f"points must be [N, 2] in both pictures, not {shapes}")
+    ratios = [picture.shape[1] / picture.shape[0] for picture in pictures]
+    figure = _new_figure((_MATCH_INCHES * sum(ratios), _MATCH_INCHES))
+    from matplotlib import colormaps
+    from matplotlib.patches import ConnectionPatch
+
+    left, right = figure.subplots(1, 2, width_ratios=ratios)
+    figure.subplots_adjust(0, 0, 1, 1, wspace=0)
+    colours = colormaps["turbo"](np.linspace(0.1, 0.9, len(points[0])))
+    for axes, picture, found in zip((left, right), pictures, points, strict=True):
+        height, width = picture.shape[:2]
+        # matplotlib would put the first pixel's centre at (0, 0).
+        axes.imshow(picture, extent=(0, width, height, 0), vmin=0, vmax=1)
+        axes.scatter(*found.T, c=colours, s=18, zorder=3)
+        axes.set_axis_off()
+    for start, end, colour in zip(*points, colours, strict=True):
+        line = ConnectionPatch(
+            end, start, "data", "data", axesA=right, axesB=left, color=colour, linewidth=1
+        )
+        figure.add_artist(line)
+    return figure
+
+
+def overlay_mask(picture: Array, mask: Array) -> NDArray[np.uint8]:
+    """A picture with a part tinted red.
+
+    Args:
+        picture: [h, w, 3], uint8 or float in 0..1, array or tensor.
+        mask: bool [h, w].
+
+    Returns:
+        [h, w, 3].
+
+    Raises:
+        ValueError: Shapes, types or range are wrong.
+    """
+    pixels = _checked_pictures("picture", _as_numpy(picture)[None])[0]
+    inside = _as_numpy(mask)
+    if inside.shape != pixels.shape[:2] or inside.dtype != np.bool_:
+        raise ValueError(
+            f"mask must be bool {list(pixels.shape[:2])}, not {inside.dtype} {list(inside.shape)}"
+        )
+    values = pixels if pixels.dtype == np.uint8 else (255 * pixels).round()
+    tinted = values * 0.5 + np.array([255.0, 0.0, 0.0]) * 0.5
+    result: NDArray[np.uint8] = np.where(inside[..., None], tinted.round(), values).astype(np.uint8)
+    return result
+
+
 def save_figure(figure: Figure, path: str | Path, dpi: int = _DPI) -> None:
     """Write a figure so that ``path`` is never half written; missing folders are made.
 
@@ -143,6 +211,16 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = _DPI) -> None:
     metadata = {"Date": None} if suffix == ".svg" else None
     with replacing(path) as temporary, rc_context({"svg.hashsalt": "sketchfusion"}):
         figure.savefig(temporary, format=suffix[1:], dpi=dpi, metadata=metadata)
+
+
+def _new_figure(inches: tuple[float, float]) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'matplotlib is needed to draw figures: pip install "sketchfusion-plugins[demo]"'
+        ) from error
+    return Figure(figsize=inches, dpi=_DPI, facecolor="white")
 
 
 def _principal_axes(pixels: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("encoder",),
     ("features", "cache", "timm_adapters"),
     ("tasks",),
-    ("evaluation", "models"),
+    ("evaluation", "inference"),
     ("quickstart", "demo", "mm"),
     ("cli",),
     ("__main__",),

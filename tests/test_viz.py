@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from sketchfusion_plugins.viz import feature_sheet, pca_rgb, save_figure
+from sketchfusion_plugins.viz import (
+    draw_matches,
+    feature_sheet,
+    overlay_mask,
+    pca_rgb,
+    save_figure,
+)
 
 
 def _features(batch: int, channels: int, side: int) -> np.ndarray:
@@ -239,3 +245,51 @@ def test_failed_save_keeps_the_old_file(tmp_path: Path) -> None:
         save_figure(figure, path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_matches_are_drawn_at_their_pixels() -> None:
+    from matplotlib import colormaps
+
+    source = np.full((50, 100, 3), 255, dtype=np.uint8)
+    target = torch.ones(25, 25, 3)
+    figure = draw_matches(
+        source, target, torch.tensor([[25.0, 25.0], [5.0, 45.0]]), np.array([[20, 5], [20.0, 20.0]])
+    )
+    shown = _shown(figure)[..., :3].astype(int)
+    # 4 inches high at 150 dpi: 12 px per pixel of the source, 24 of the target.
+    assert shown.shape == (600, 1800, 3)
+    first = (np.array(colormaps["turbo"](0.1)[:3]) * 255).round()
+    last = (np.array(colormaps["turbo"](0.9)[:3]) * 255).round()
+    places = {(300, 300): first, (1680, 120): first, (60, 540): last, (1680, 480): last}
+    places[990, 210] = first  # half way on the line between them
+    for (x, y), colour in places.items():
+        near = shown[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3)
+        assert np.abs(near - colour).max(1).min() < 60, (x, y)
+    for x, y in ((300, 60), (1500, 560), (1000, 400)):
+        assert (shown[y, x] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("points", "targets"),
+    [((2, 2), (3, 2)), ((2, 3), (2, 3)), ((2,), (2,)), ((1, 2, 2), (1, 2, 2))],
+)
+def test_matches_need_points(points: tuple[int, ...], targets: tuple[int, ...]) -> None:
+    picture = np.ones((9, 9, 3))
+    with pytest.raises(ValueError, match=r"points must be \[N, 2\]"):
+        draw_matches(picture, picture, np.zeros(points), np.zeros(targets))
+
+
+def test_overlay_tints_the_part_alone() -> None:
+    picture = np.array([[[200, 100, 51]] * 3] * 2, dtype=np.uint8)
+    mask = torch.tensor([[True, False, False], [False, False, True]])
+    # Half the picture and half red, rounded to even.
+    expected = picture.copy()
+    expected[0, 0] = expected[1, 2] = (228, 50, 26)
+    np.testing.assert_array_equal(overlay_mask(picture, mask), expected)
+    np.testing.assert_allclose(overlay_mask(picture / 255.0, mask), expected, atol=1)
+
+
+@pytest.mark.parametrize("mask", [np.zeros((2, 2), bool), np.zeros((2, 3), np.uint8)])
+def test_overlay_refuses_other_masks(mask: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"mask must be bool \[2, 3\]"):
+        overlay_mask(np.ones((2, 3, 3)), mask)

@@ -72,7 +72,7 @@ class Judge:
         """Measures of a model; it is left in the mode and on the device that it was in.
 
         Raises:
-            ValueError: A task model of another task.
+            ValueError: A task model of another task, or of other classes.
         """
         if isinstance(model, Task) and model.name != self.data.task:
             raise ValueError(
@@ -87,6 +87,14 @@ class Judge:
     def _recognition(self, model: Task | Features) -> Row:
         logits, labels = [], []
         if isinstance(model, Task):
+            known = getattr(model, "classes", self.classes)
+            if tuple(known) != self.classes:
+                raise ValueError(
+                    f"this model was trained for {len(known)} classes ({', '.join(known[:3])}...), "
+                    f"the data have {len(self.classes)} ({', '.join(self.classes[:3])}...), and "
+                    "labels go by their order. Judge it on the data that it was trained for, with "
+                    "the same limit."
+                )
             for batch in self._batches(self.data.test, "recognising"):
                 logits.append(model(batch["image"]).cpu())
                 labels.append(batch["label"].cpu())
@@ -184,7 +192,9 @@ class Judge:
     def _batches(self, data: Samples, what: str) -> Iterator[dict[str, Any]]:
         from tqdm import tqdm
 
-        loader = DataLoader(data, self.batch_size, num_workers=self.workers)
+        # A generator of its own: judging on the way must not change what training draws.
+        generator = torch.Generator()
+        loader = DataLoader(data, self.batch_size, num_workers=self.workers, generator=generator)
         for batch in tqdm(loader, desc=what, disable=None if self.progress else True, leave=False):
             yield {
                 key: value.to(self.device) if isinstance(value, Tensor) else value

@@ -62,7 +62,7 @@ def evaluate(
         models: How to build each model, by the name that the report gives it.
         about: What the report says beside the numbers of items.
         out: Folder for ``TASK.json`` and ``TASK.md``, written after every model. What a report
-            there has measured on the same data is not measured again.
+            there has measured on the same data is not measured again, and stays in it.
         finished: Called with every model's name and measures.
         options: See `sketchfusion_plugins.evaluation.judge.Judge`.
 
@@ -74,12 +74,16 @@ def evaluate(
     if data.gallery is not None:
         counts["gallery"] = len(data.gallery)  # type: ignore[arg-type]
     report = Report(data.task, data.source, {**counts, "size": data.size, **(about or {})})
-    done: Mapping[str, Row] = {}
+    measured: dict[str, Row] = {}
+    done: dict[str, Row] = {}
     if out is not None and (out / f"{data.task}.json").exists():
         done = read_rows(out / f"{data.task}.json", report)
     judge = Judge(data, **options)
     for name, build in models.items():
-        report.rows[name] = done[name] if name in done else judge(build())
+        row = done.pop(name, None) or judge(build())
+        # What waits for its turn stays in the file: the next model may be the one that fails.
+        report.rows = {**measured, name: row, **done}
+        measured[name] = row
         if out is not None:
             report.write(out)
         if finished is not None:

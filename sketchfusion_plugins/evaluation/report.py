@@ -48,7 +48,8 @@ class Measured:
             interval = wilson(mean, len(items))
         else:
             interval = bootstrap_mean(items)
-        return cls(mean, interval.low, interval.high, len(items))
+        # Rounding must not put the mean outside of its interval.
+        return cls(mean, min(interval.low, mean), max(interval.high, mean), len(items))
 
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"

@@ -8,6 +8,7 @@ image's size: the last cells of a map may reach beyond an image that is no multi
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TypeAlias
 
 import torch
@@ -134,3 +135,15 @@ def check_maps(source: Tensor, target: Tensor) -> None:
 def at_least_float32(values: Tensor) -> Tensor:
     """Half precision as float32; the rest as it is."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def require_kornia() -> None:
+    """Say how to get kornia where it is missing.
+
+    Raises:
+        ModuleNotFoundError: kornia is not installed.
+    """
+    if find_spec("kornia") is None:
+        raise ModuleNotFoundError(
+            'kornia is needed to match features: pip install "sketchfusion-plugins[tasks]"'
+        )

@@ -47,7 +47,7 @@ class EmbeddingHead(nn.Module):
 
 
 class ClassifierHead(nn.Module):
-    """Linear probe on pooled features.
+    """Linear probe on features pooled on a small grid.
 
     Pooled features of frozen networks share a large mean over all images, which hides what tells
     images apart. Like other linear probes (MAE, appendix A.1) this one normalises over the batch,
@@ -57,21 +57,23 @@ class ClassifierHead(nn.Module):
         channels: Channels of the map.
         classes: Number of classes.
         dropout: Share of pooled features dropped in training, 0..1.
+        grid: Side of the grid; 1 is global average pooling, which forgets where things are.
 
     Raises:
-        ValueError: Channels or classes below 1.
+        ValueError: Channels, classes or grid below 1.
     """
 
-    def __init__(self, channels: int, classes: int, dropout: float = 0.0) -> None:
+    def __init__(self, channels: int, classes: int, dropout: float = 0.0, grid: int = 1) -> None:
         super().__init__()
-        if min(channels, classes) < 1:
+        if min(channels, classes, grid) < 1:
             raise ValueError(
-                f"expected channels and classes of at least 1, got {channels} and {classes}."
+                f"expected channels, classes and grid of at least 1, got {channels}, {classes} and "
+                f"{grid}."
             )
-        self.channels = channels
-        self.norm = nn.BatchNorm1d(channels, affine=False)
+        self.channels, self.grid = channels, grid
+        self.norm = nn.BatchNorm1d(channels * grid * grid, affine=False)
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(channels, classes)
+        self.linear = nn.Linear(channels * grid * grid, classes)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``[B, C, h, w]`` of any size to float32 logits ``[B, classes]``, under autocast too.
@@ -86,7 +88,8 @@ class ClassifierHead(nn.Module):
                 "Drop the last batch or call eval()."
             )
         with torch.autocast(features.device.type, enabled=False):
-            pooled = features.to(self.linear.weight.dtype).mean((2, 3))
+            features = features.to(self.linear.weight.dtype)
+            pooled = F.adaptive_avg_pool2d(features, self.grid).flatten(1)
             logits: Tensor = self.linear(self.dropout(self.norm(pooled)))
             return logits.float()
 

@@ -22,6 +22,7 @@ from sketchfusion_plugins.heads.cells import (
     cell_centres,
     check_maps,
     grid_descriptors,
+    require_kornia,
     sample_descriptors,
     stride_pair,
     visible_points,
@@ -119,8 +120,10 @@ def soft_argmax(
         ``(j + 0.5, i + 0.5)``.
 
     Raises:
+        ModuleNotFoundError: kornia is not installed.
         ValueError: ``temperature`` or ``radius`` is out of range.
     """
+    require_kornia()
     from kornia.geometry.subpix import spatial_expectation2d, spatial_softmax2d
 
     if temperature <= 0:
@@ -155,6 +158,7 @@ def match_mutually(
     Raises:
         ValueError: Shapes do not fit.
     """
+    require_kornia()
     from kornia.feature import match_mnn
 
     check_maps(source, target)

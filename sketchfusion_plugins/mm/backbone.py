@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.inference.models import find_config
 from sketchfusion_plugins.mm.frozen import FrozenFoundations
-from sketchfusion_plugins.presets import PRESETS
-from timm_adapters.sketchfusion import TAG_PRESETS, default_cfgs
 
 
 @MODELS.register_module()
@@ -136,22 +135,3 @@ class SketchFusion(FrozenFoundations, BaseModule):  # type: ignore[misc]
             if name not in self.encoder.foundation_names():
                 child.apply(fn)
         return self
-
-
-def find_config(variant: str) -> EncoderConfig:
-    """Configuration of a timm name, with or without tag, or of a preset.
-
-    Raises:
-        ValueError: Unknown name; the message lists the valid ones.
-    """
-    if variant in PRESETS:
-        return PRESETS[variant]
-    name, _, tag = variant.partition(".")
-    known = {model: list(cfg.tags) for model, cfg in default_cfgs.items()}
-    if name in known and (not tag or tag in known[name]):
-        return PRESETS[TAG_PRESETS[tag or known[name][0]]]
-    names = [f"{model}.{tag}" for model, tags in known.items() for tag in tags]
-    raise ValueError(
-        f"unknown variant {variant!r}; choose a timm name ({', '.join(known)}, "
-        f"{', '.join(names)}) or a preset ({', '.join(PRESETS)})."
-    )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from mmengine.config import Config
@@ -20,7 +21,7 @@ from sketchfusion_plugins.data.task_data import Samples, TaskData
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.evaluation.judge import Judge
 from sketchfusion_plugins.evaluation.report import Row
-from sketchfusion_plugins.mm.backbone import find_config
+from sketchfusion_plugins.inference.models import find_config
 from sketchfusion_plugins.mm.tasks import TaskModel, trained_task
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import build_task
@@ -127,7 +128,8 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
         visualizer=config.get("visualizer"),
         default_scope="mmengine",
         randomness=config.randomness,
-        experiment_name=config.task.name,
+        # Runners of one name share their logger, and the name is else the second of the start.
+        experiment_name=f"{config.task.name}_{uuid4().hex[:8]}",
         cfg=Config({**config.to_dict(), **wrapper}),
     )
     runner.train()

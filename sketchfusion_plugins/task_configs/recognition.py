@@ -2,4 +2,4 @@
 
 _base_ = ["./_base_/runtime.py"]
 
-task = dict(name="recognition", settings=dict(label_smoothing=0.1))
+task = dict(name="recognition", settings=dict(label_smoothing=0.1, grid=4))

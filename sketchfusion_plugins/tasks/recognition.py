@@ -20,6 +20,7 @@ class Recognition(Task):
         encoder: Encoder that aggregates to one map.
         classes: Names of the classes, in the order of their labels.
         label_smoothing: Share of the target spread over all classes, 0..1.
+        grid: Parts along each axis that the map is pooled to before the classifier.
 
     Raises:
         ValueError: No single map, or fewer than two classes.
@@ -28,14 +29,19 @@ class Recognition(Task):
     name = "recognition"
 
     def __init__(
-        self, encoder: SketchFusionEncoder, classes: Sequence[str], label_smoothing: float = 0.1
+        self,
+        encoder: SketchFusionEncoder,
+        classes: Sequence[str],
+        label_smoothing: float = 0.1,
+        grid: int = 4,
     ) -> None:
-        super().__init__(encoder, {"classes": list(classes), "label_smoothing": label_smoothing})
+        settings = {"classes": list(classes), "label_smoothing": label_smoothing, "grid": grid}
+        super().__init__(encoder, settings)
         if len(classes) < 2:
             raise ValueError(f"expected at least two classes, got {list(classes)}.")
         self.classes = tuple(classes)
         self.label_smoothing = label_smoothing
-        self.head = ClassifierHead(self.features.channels, len(classes))
+        self.head = ClassifierHead(self.features.channels, len(classes), grid=grid)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``[B, classes]`` of images ``[B, 3, H, W]`` in -1..1."""

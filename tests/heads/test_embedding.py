@@ -65,6 +65,14 @@ def test_classifier_equals_batch_norm_and_linear_layer() -> None:
     assert [name for name, _ in head.named_parameters()] == ["linear.weight", "linear.bias"]
 
 
+def test_classifier_on_a_grid_sees_where_things_are() -> None:
+    head, maps = ClassifierHead(6, 4, grid=2), features(5, 6, 4, 6)
+    parts = [maps[:, :, i : i + 2, j : j + 3].mean((2, 3)) for i in (0, 2) for j in (0, 3)]
+    pooled = torch.stack(parts, 2).flatten(1)
+    normal = (pooled - pooled.mean(0)) / (pooled.var(0, unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(head(maps), F.linear(normal, head.linear.weight, head.linear.bias))
+
+
 def test_classifier_tells_features_with_a_large_common_mean_apart() -> None:
     head = ClassifierHead(6, 4)
     maps = features(32, 6, 3, 3)
@@ -109,7 +117,7 @@ def test_wrong_maps(make: Any, shape: tuple[int, ...]) -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="at least 1, got 6, 0 and 4"):
         EmbeddingHead(6, 0)
-    with pytest.raises(ValueError, match="at least 1, got 6 and 0"):
+    with pytest.raises(ValueError, match="at least 1, got 6, 0 and 1"):
         ClassifierHead(6, 0)
     with pytest.raises(ValueError, match="at least two images"):
         ClassifierHead(6, 5)(torch.zeros(1, 6, 4, 4))

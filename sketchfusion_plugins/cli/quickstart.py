@@ -1,39 +1,17 @@
-"""Command line: ``sketchfusion VERB``."""
+"""Commands for a first look: ``quickstart`` and ``summary``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    help="SketchFusion: fused Stable Diffusion and CLIP features for free-hand sketches.",
-    no_args_is_help=True,
-    add_completion=True,
-)
-
-data = typer.Typer(help="Write data sets in the layout that MMSegmentation reads.")
-app.add_typer(data, name="data", no_args_is_help=True)
+from sketchfusion_plugins.cli.common import errors_in_one_line
 
 
-@app.callback(invoke_without_command=True)
-def main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    """SketchFusion: fused Stable Diffusion and CLIP features for free-hand sketches."""
-    if version:
-        from importlib.metadata import version as read_version
-
-        typer.echo(read_version("sketchfusion-plugins"))
-        raise typer.Exit
-
-
-@app.command()
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for adapters, report and picture.")] = Path(
         "sketchfusion-quickstart"
@@ -56,7 +34,7 @@ def quickstart(
 
     from sketchfusion_plugins.quickstart import run_quickstart
 
-    with _errors_in_one_line():
+    with errors_in_one_line():
         report = run_quickstart(
             out, model_name=model, pretrained=pretrained, epochs=epochs, seed=seed, device=device
         )
@@ -85,7 +63,6 @@ def quickstart(
     console.print(f"Adapters, report.json and features.png are in {out.resolve()}.", soft_wrap=True)
 
 
-@app.command()
 def summary(
     model: Annotated[str, typer.Argument(help="timm name, with or without a tag.")],
     size: Annotated[
@@ -104,7 +81,7 @@ def summary(
 
     from sketchfusion_plugins.summary import summarise
 
-    with _errors_in_one_line():
+    with errors_in_one_line():
         rows = summarise(model, size)
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
@@ -117,73 +94,3 @@ def summary(
             row.part, f"{row.parameters:,}", f"{row.trainable:,}", f"{row.flops / 1e9:,.1f}"
         )
     Console().print(table)
-
-
-@data.command("openmoji-seg")
-def openmoji_seg(
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    size: Annotated[int, typer.Option(min=32, help="Side of the pictures in pixels.")] = 128,
-) -> None:
-    """Write OpenMoji's line drawings with part masks (skin, hair, object, white, background).
-
-    A second run keeps what is there. Example: sketchfusion data openmoji-seg --out data/openmoji
-    """
-    from sketchfusion_plugins.data.openmoji_parts import write_openmoji_parts
-
-    with _errors_in_one_line():
-        write_openmoji_parts(out, size=size)
-
-
-@data.command()
-def spg(
-    source: Annotated[Path, typer.Option("--from", help="Folder with SPG's files.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    size: Annotated[int, typer.Option(min=32, help="Side of the pictures in pixels.")] = 128,
-) -> None:
-    """Rasterise SPG's vector sketches with their part labels.
-
-    A second run keeps what is there. Example: sketchfusion data spg --from spg --out data/spg
-    """
-    from sketchfusion_plugins.data.spg import write_spg
-
-    with _errors_in_one_line():
-        write_spg(source, out, size=size)
-
-
-@app.command("config-path")
-def config_path(name: Annotated[str, typer.Argument(help="Name of an mmseg config.")]) -> None:
-    """Print where an mmseg config is installed.
-
-    Example: sketchfusion config-path tiny_fpn_openmoji_128
-    """
-    from sketchfusion_plugins import mmseg_scripts
-
-    with _errors_in_one_line():
-        typer.echo(str(mmseg_scripts.config_path(name)))
-
-
-@app.command(
-    "mm-train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)
-def mm_train(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name or path of an mmseg config.")],
-) -> None:
-    """Run MMSegmentation's own tools/train.py on a config; further arguments are passed on.
-
-    Example: sketchfusion mm-train tiny_fpn_openmoji_128 --work-dir runs/first --resume
-    """
-    from sketchfusion_plugins import mmseg_scripts
-
-    with _errors_in_one_line():
-        status = mmseg_scripts.train(name, context.args)
-    raise typer.Exit(status)
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error

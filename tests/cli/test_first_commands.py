@@ -1,4 +1,4 @@
-"""The command line as a user calls it."""
+"""The first commands, data sets and MMSegmentation, as a user calls them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,6 @@ runner = CliRunner()
 
 def test_version() -> None:
     assert runner.invoke(app, ["--version"]).stdout.strip() == __version__
-
-
-@pytest.mark.parametrize("verb", ["quickstart", "summary"])
-def test_help_shows_an_example(verb: str) -> None:
-    result = runner.invoke(app, [verb, "--help"])
-    assert result.exit_code == 0
-    assert f"Example: sketchfusion {verb}" in " ".join(result.stdout.split())
 
 
 def test_summary_of_the_base_model() -> None:

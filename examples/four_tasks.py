@@ -1,0 +1,68 @@
+"""All four sketch tasks on OpenMoji: trained, and held against the ladder of baselines.
+
+python examples/four_tasks.py --out runs/four_tasks
+
+Concepts are held out by families, the judged pairs are warped. Started again, it goes on where it
+stopped. Tables (Markdown) and figures (JSON) are written to the folder.
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from sketchfusion_plugins.data.sources import load_task_data
+from sketchfusion_plugins.evaluation.ladder import baselines, evaluate
+from sketchfusion_plugins.mm.train_task import build_encoder, read_config, train_task
+from sketchfusion_plugins.tasks.load import load_task
+
+TASKS = ("recognition", "retrieval", "query_segmentation", "correspondence")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/four_tasks"))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    console = Console(soft_wrap=True)
+
+    for name in arguments.tasks:
+        run = arguments.out / name
+        options = {
+            "work_dir": str(run),
+            "resume": True,
+            "train_cfg.max_iters": arguments.iterations,
+            "randomness.seed": arguments.seed,
+        }
+        config = read_config(name, options)
+        data = load_task_data(name, **config.data)
+        if not (run / f"iter_{arguments.iterations}.pth").exists():
+            train_task(config, data)
+        models = baselines(name, build_encoder(config.encoder))
+        models["fused, trained"] = lambda run=run: load_task(run / "adapters")
+        if name == "recognition":
+            # The same judgement as of the rows above, instead of the trained classifier.
+            models["fused, trained, ridge probe"] = lambda run=run: (
+                load_task(run / "adapters").features
+            )
+        about = {
+            "model": config.encoder.variant,
+            "foundations": config.encoder.changes.weights,
+            "iterations": arguments.iterations,
+            "batch": config.train_dataloader.batch_size,
+            "seed": arguments.seed,
+        }
+        report = evaluate(
+            data,
+            models,
+            about=about,
+            out=arguments.out,
+            finished=lambda model, row: console.print(f"{model}:", *map(str, row.values())),
+        )
+        console.print(report.table())
+
+
+if __name__ == "__main__":
+    main()

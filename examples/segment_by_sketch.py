@@ -1,0 +1,39 @@
+"""Query segmentation: train, then find what a drawing shows in a scene, and write the mask.
+
+python examples/segment_by_sketch.py --out runs/segment
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from sketchfusion_plugins.data.sources import load_task_data
+from sketchfusion_plugins.mm.train_task import read_config, train_task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/segment"))
+    parser.add_argument("--iterations", type=int, default=15)
+    arguments = parser.parse_args()
+
+    options = {"work_dir": str(arguments.out), "train_cfg.max_iters": arguments.iterations}
+    config = read_config("query_segmentation", options)
+    data = load_task_data("query_segmentation", "openmoji", limit=400)
+    task, row = train_task(config, data)
+    print("held-out concepts:", {name: str(value) for name, value in row.items()})
+
+    scene = data.test[0]
+    with torch.inference_mode():
+        mask = task(scene["sketch"][None], scene["photo"][None])[0] > 0
+    images = [(scene[name] + 1) / 2 for name in ("sketch", "photo")]
+    images += [m.float().expand(3, -1, -1) for m in (mask, scene["mask"])]
+    sheet = (torch.cat(images, 2) * 255).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(sheet).save(arguments.out / "scene.png")
+    print(f"drawing, scene, found and true pixels are in {arguments.out / 'scene.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What the commands share: options, errors in one line, and how they end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from sketchfusion_plugins.inference.picture_files import Problems
+
+PARTIAL = 3
+
+Weights = Literal["pretrained", "random"]
+Precision = Literal["float32", "bfloat16"]
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="Folder or Hugging Face id of a checkpoint; a preset (paper, official, sd15, "
+        "cleandift, small, tiny); clip:PRESET, sd:PRESET, sd+clip:PRESET; timm:NAME; hog; pixels.",
+    ),
+]
+WeightsOption = Annotated[
+    Weights, typer.Option("--weights", help="Weights of a preset's foundations.")
+]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        min=32,
+        help="Side, in pixels, of the square that pictures are padded to; default: the model's.",
+    ),
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Pictures per step.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="Torch device; auto takes CUDA where there is some.")
+]
+DtypeOption = Annotated[
+    Precision | None, typer.Option("--dtype", help="Precision of frozen foundations.")
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first file that cannot be used.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+InputsArgument = Annotated[
+    list[Path], typer.Argument(help="Pictures, and folders with pictures at any depth.")
+]
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Ends with status 1 and one line for errors that a user can mend."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        # typer ends commands with an exception of its own, which is a RuntimeError.
+        if isinstance(error, typer.Exit):
+            raise
+        typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(1) from error
+
+
+def choose_device(device: str) -> str:
+    """The device that ``auto`` stands for, or the one that was named.
+
+    Raises:
+        ValueError: It cannot be used here.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    # A torch without CUDA asserts, one with CUDA and without a GPU raises RuntimeError.
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"the device {device!r} cannot be used here: {error}") from error
+    return device
+
+
+def end_with(problems: Problems) -> None:
+    """Report files that were skipped, and end with status 3 if there were any."""
+    for line in problems.found:
+        typer.echo(f"skipped: {line}", err=True)
+    if problems.found:
+        raise typer.Exit(PARTIAL)

@@ -1,0 +1,114 @@
+"""The command ``evaluate``."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sketchfusion_plugins.cli.common import (
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    SizeOption,
+    WeightsOption,
+    choose_device,
+    errors_in_one_line,
+)
+
+if TYPE_CHECKING:
+    from sketchfusion_plugins.evaluation.report import Row
+
+
+def evaluate(
+    task: Annotated[
+        str,
+        typer.Argument(help="recognition, retrieval, query_segmentation or correspondence."),
+    ],
+    data: Annotated[
+        str, typer.Option(help="openmoji, or NAME:FOLDER such as psc6k:/data/psc6k.")
+    ] = "openmoji",
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            help="As of the other commands; may be given several times.",
+        ),
+    ] = None,
+    ladder: Annotated[
+        bool, typer.Option("--ladder", help="Add the baselines, on the first model's foundations.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for TASK.json and TASK.md; continued."),
+    ] = None,
+    size: SizeOption = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use fewer data, for a quick look.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of split and of fresh adapters.")] = 0,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    weights: WeightsOption = "pretrained",
+    as_json: JsonOption = False,
+) -> None:
+    """Judge models on a task's held-out data, with 95 % intervals.
+
+    Example: sketchfusion evaluate retrieval --model runs/retrieval/adapters --ladder --out report
+    """
+    names = list(dict.fromkeys(models or []))
+    if not names:
+        raise typer.BadParameter("name at least one model.", param_hint="--model")
+    with errors_in_one_line():
+        from sketchfusion_plugins import __version__
+        from sketchfusion_plugins.data.sources import load_task_data
+        from sketchfusion_plugins.evaluation.ladder import Builder, baselines
+        from sketchfusion_plugins.evaluation.ladder import evaluate as judge
+        from sketchfusion_plugins.inference.models import (
+            config_of,
+            default_size,
+            fresh_encoder,
+            identify,
+            open_model,
+        )
+
+        about = {
+            "models": "; ".join(identify(name, weights) for name in names),
+            "seed": seed,
+            "sketchfusion_plugins": __version__,
+        }
+        rungs: dict[str, Builder] = {}
+        if ladder:
+            config = config_of(names[0], weights)
+            if dtype is not None:
+                config = config.replace(foundation_dtype=dtype)
+            about["ladder"] = f"{config.weights} foundations"
+            rungs = baselines(task, fresh_encoder(config, seed))
+        loaded = load_task_data(task, data, size or default_size(names[0]), seed, limit)
+        for name in names:
+            rungs[name] = partial(open_model, name, task, weights=weights, dtype=dtype, seed=seed)
+        report = judge(
+            loaded,
+            rungs,
+            about=about,
+            out=out,
+            finished=_print_row,
+            device=choose_device(device),
+            batch_size=batch_size,
+        )
+    if as_json:
+        typer.echo(json.dumps(report.as_json(), indent=1))
+        return
+    from rich.console import Console
+
+    Console().print(report.table())
+
+
+def _print_row(name: str, row: Row) -> None:
+    measures = ", ".join(f"{measure} {value}" for measure, value in row.items())
+    typer.echo(f"{name}: {measures}", err=True)

@@ -1,0 +1,77 @@
+"""The command ``features``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sketchfusion_plugins.cli.common import (
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    InputsArgument,
+    JsonOption,
+    ModelOption,
+    SizeOption,
+    StrictOption,
+    WeightsOption,
+    choose_device,
+    end_with,
+    errors_in_one_line,
+)
+
+
+def features(
+    inputs: InputsArgument,
+    model: ModelOption,
+    out: Annotated[Path, typer.Option(help="File to write: .jsonl, .parquet or .safetensors.")],
+    size: SizeOption = None,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    weights: WeightsOption = "pretrained",
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one descriptor per picture: a retrieval model's embedding, else pooled features.
+
+    A .jsonl file is continued: pictures in it are not described again.
+
+    Example: sketchfusion features drawings --model tiny --weights random --out features.jsonl
+    """
+    with errors_in_one_line():
+        from sketchfusion_plugins.inference.answers import describe_files
+        from sketchfusion_plugins.inference.descriptor_files import DescriptorWriter, check_target
+        from sketchfusion_plugins.inference.models import (
+            default_size,
+            model_fingerprint,
+            open_model,
+        )
+        from sketchfusion_plugins.inference.picture_files import Problems, list_pictures
+
+        check_target(out)
+        paths = list_pictures(inputs)
+        side = size or default_size(model)
+        opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
+        problems = Problems(strict)
+        written = 0
+        with DescriptorWriter(out, f"{model_fingerprint(opened)}@{side}") as writer:
+            missing = [path for path in paths if str(path) not in writer.known]
+            for readable, descriptors in describe_files(
+                opened, missing, side, problems, batch_size=batch_size
+            ):
+                writer.add(readable, descriptors)
+                written += len(readable)
+        present = len(paths) - len(missing)
+        if not written and not present:
+            raise OSError(f"none of {len(paths)} files is a picture: {problems.found[0]}")
+    if as_json:
+        counts = {"written": written, "present": present, "skipped": len(problems.found)}
+        typer.echo(json.dumps({"out": str(out), **counts}))
+    else:
+        kept = f", {present} were there" if present else ""
+        typer.echo(f"{written} descriptors written to {out}{kept}.")
+    end_with(problems)

@@ -1,0 +1,140 @@
+"""Commands around an index of pictures: ``index build``, ``index add`` and ``index search``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sketchfusion_plugins.cli.common import (
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    InputsArgument,
+    JsonOption,
+    ModelOption,
+    SizeOption,
+    StrictOption,
+    WeightsOption,
+    choose_device,
+    end_with,
+    errors_in_one_line,
+)
+
+IndexOption = Annotated[Path, typer.Option("--index", help="Folder of the index.")]
+MovedOption = Annotated[
+    str | None, typer.Option("--model", help="Where the index's model lies, if it was moved.")
+]
+
+
+def build(
+    inputs: InputsArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the index; goes on with what is there.")],
+    model: ModelOption,
+    kind: Annotated[
+        Literal["flat", "ivf", "hnsw"],
+        typer.Option(help="Exact search, or an approximate one for hundreds of thousands."),
+    ] = "flat",
+    size: SizeOption = None,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    weights: WeightsOption = "pretrained",
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Describe pictures and put them into a new index; a second run goes on where one stopped.
+
+    Example: sketchfusion index build photos --out photos.index --model runs/retrieval/adapters
+    """
+    with errors_in_one_line():
+        from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures
+        from sketchfusion_plugins.inference.models import default_size, open_model
+        from sketchfusion_plugins.inference.picture_files import Problems, list_pictures
+
+        problems, paths = Problems(strict), list_pictures(inputs)
+        opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
+        described = GalleryModel.of(opened, model, weights, size or default_size(model))
+        added, total = add_pictures(
+            out, opened, described, paths, problems, kind=kind, batch_size=batch_size
+        )
+        if not total:
+            raise OSError(f"none of {len(paths)} files is a picture: {problems.found[0]}")
+    _print_counts(out, added, total, len(problems.found), as_json)
+    end_with(problems)
+
+
+def add(
+    inputs: InputsArgument,
+    index: IndexOption,
+    model: MovedOption = None,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Put more pictures into an index, described by the model that it was built with.
+
+    Example: sketchfusion index add new-photos --index photos.index
+    """
+    with errors_in_one_line():
+        from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures
+        from sketchfusion_plugins.inference.picture_files import Problems, list_pictures
+
+        problems, paths = Problems(strict), list_pictures(inputs)
+        described = GalleryModel.read(index)
+        opened = described.open(choose_device(device), dtype, model)
+        added, total = add_pictures(
+            index, opened, described, paths, problems, batch_size=batch_size
+        )
+    _print_counts(index, added, total, len(problems.found), as_json)
+    end_with(problems)
+
+
+def search(
+    inputs: InputsArgument,
+    index: IndexOption,
+    top: Annotated[int, typer.Option(min=1, help="Pictures wanted for each query.")] = 10,
+    model: MovedOption = None,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    strict: StrictOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line per query.")] = False,
+) -> None:
+    """Find the pictures of an index that are most similar to sketches.
+
+    Example: sketchfusion index search sketch.png --index photos.index --top 5
+    """
+    with errors_in_one_line():
+        from sketchfusion_plugins.inference.gallery import GalleryModel, search_pictures
+        from sketchfusion_plugins.inference.picture_files import Problems, list_pictures
+
+        problems, paths = Problems(strict), list_pictures(inputs)
+        described = GalleryModel.read(index)
+        opened = described.open(choose_device(device), dtype, model)
+        for path, hits in search_pictures(
+            index, opened, described, paths, problems, top=top, batch_size=batch_size
+        ):
+            if as_json:
+                found = [{"path": hit.key, "score": hit.score} for hit in hits]
+                typer.echo(json.dumps({"query": str(path), "hits": found}))
+                continue
+            from rich.console import Console
+
+            from sketchfusion_plugins.cli.tables import rows_table
+
+            rows = [(rank, f"{hit.score:.3f}", hit.key) for rank, hit in enumerate(hits, 1)]
+            Console().print(rows_table(str(path), ("rank", "similarity", "picture"), rows))
+    end_with(problems)
+
+
+def _print_counts(index: Path, added: int, total: int, skipped: int, as_json: bool) -> None:
+    if as_json:
+        counts = {"added": added, "pictures": total, "skipped": skipped}
+        typer.echo(json.dumps({"index": str(index), **counts}))
+    else:
+        typer.echo(f"{added} pictures added; {index} holds {total}.")

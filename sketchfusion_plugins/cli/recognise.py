@@ -1,0 +1,63 @@
+"""The command ``recognise``."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from sketchfusion_plugins.cli.common import (
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    InputsArgument,
+    ModelOption,
+    SizeOption,
+    StrictOption,
+    choose_device,
+    end_with,
+    errors_in_one_line,
+)
+
+
+def recognise(
+    inputs: InputsArgument,
+    model: ModelOption,
+    top: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 5,
+    size: SizeOption = None,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    strict: StrictOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line per picture.")] = False,
+) -> None:
+    """Say which classes sketches are of, with a model trained for recognition.
+
+    Example: sketchfusion recognise drawings --model runs/recognition/adapters --top 3
+    """
+    with errors_in_one_line():
+        from sketchfusion_plugins.inference.answers import recognise_files
+        from sketchfusion_plugins.inference.models import default_size, open_model
+        from sketchfusion_plugins.inference.picture_files import Problems, list_pictures
+
+        problems, paths = Problems(strict), list_pictures(inputs)
+        opened = open_model(model, "recognition", device=choose_device(device), dtype=dtype)
+        found = recognise_files(
+            opened, paths, size or default_size(model), problems, top=top, batch_size=batch_size
+        )
+        if as_json:
+            for path, classes in found:
+                names = [{"name": name, "probability": value} for name, value in classes]
+                typer.echo(json.dumps({"path": str(path), "classes": names}))
+        else:
+            from rich.console import Console
+
+            from sketchfusion_plugins.cli.tables import rows_table
+
+            rows = [
+                (path, ", ".join(f"{name} {value:.3f}" for name, value in classes))
+                for path, classes in found
+            ]
+            Console().print(rows_table(None, ("picture", "classes"), rows))
+    end_with(problems)

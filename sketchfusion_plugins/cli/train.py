@@ -1,0 +1,139 @@
+"""The command ``train``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from sketchfusion_plugins.cli.common import JsonOption, Weights, errors_in_one_line
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+def train(
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="recognition, retrieval, query_segmentation or correspondence, or a config's path."
+        ),
+    ],
+    data: Annotated[
+        str | None, typer.Option(help="openmoji, or NAME:FOLDER such as sketchy:/data/sketchy.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Preset or timm name, or a checkpoint to start from.")
+    ] = None,
+    weights: Annotated[
+        Weights | None,
+        typer.Option(help="Weights of foundations; default: pretrained with --model."),
+    ] = None,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Folder for checkpoints and logs; default: runs/TASK.")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Steps of training.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures or pairs per step and process.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=32, help="Side of the pictures; default: the model's.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use fewer data, for a quick look.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of split and training.")] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the work directory's last checkpoint.")
+    ] = False,
+    launcher: Annotated[
+        Literal["none", "pytorch", "slurm"], typer.Option(help="How processes were started.")
+    ] = "none",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE of the config, such as judge.batch_size=8."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train injection, aggregation and a task's head, then judge them on held-out data.
+
+    Example: sketchfusion train correspondence --model tiny --weights random --iterations 200
+    """
+    options = _parse(settings or [])
+    with errors_in_one_line(), redirect_stdout(sys.stderr):
+        from sketchfusion_plugins.mm.train_task import read_config, train_task
+
+        config = read_config(task)
+        if model is not None:
+            size = _choose_model(config, model, weights, size)
+        elif weights is not None:
+            config.merge_from_dict({"encoder.changes.weights": weights})
+        given = {
+            "data.source": data,
+            "data.size": size,
+            "data.limit": limit,
+            "data.seed": seed,
+            "randomness.seed": seed,
+            "train_cfg.max_iters": iterations,
+            "train_dataloader.batch_size": batch_size,
+        }
+        config.merge_from_dict({key: value for key, value in given.items() if value is not None})
+        config.work_dir = str(work_dir or config.get("work_dir") or Path("runs") / config.task.name)
+        config.resume, config.launcher = resume, launcher
+        config.merge_from_dict(options)
+        trained, row = train_task(config)
+        from mmengine.dist import is_main_process
+
+        if not is_main_process():
+            return
+    from sketchfusion_plugins.evaluation.report import Report
+
+    adapters = Path(config.work_dir) / "adapters"
+    about = {
+        "iterations": config.train_cfg.max_iters,
+        "batch size": config.train_dataloader.batch_size,
+        "size": config.data.size,
+        "seed": config.randomness.seed,
+        "foundations": trained.encoder.config.weights,
+    }
+    report = Report(config.task.name, config.data.source, about, {str(adapters): row})
+    if as_json:
+        typer.echo(json.dumps({**report.as_json(), "adapters": str(adapters)}, indent=1))
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(report.table())
+    console.print(f"Adapters and head are in {adapters.resolve()}.", soft_wrap=True)
+
+
+def _choose_model(config: Config, name: str, weights: Weights | None, size: int | None) -> int:
+    """Make the config's encoder a preset or a checkpoint; gives the size of the pictures."""
+    from sketchfusion_plugins.inference.models import default_size, find_config
+
+    try:
+        find_config(name)
+        changes = {"weights": weights or "pretrained"}
+        config.encoder = {"variant": name, "changes": changes}
+    except ValueError:
+        changes = {} if weights is None else {"weights": weights}
+        config.encoder = {"adapters": name, "changes": changes}
+    return size or default_size(name)
+
+
+def _parse(settings: list[str]) -> dict[str, Any]:
+    """Settings ``KEY=VALUE``, whose values are JSON or else text."""
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not key or not separator:
+            raise typer.BadParameter(f"expected KEY=VALUE, got {setting!r}.", param_hint="--set")
+        try:
+            parsed[key] = json.loads(text)
+        except json.JSONDecodeError:
+            parsed[key] = text
+    return parsed

@@ -1,0 +1,1 @@
+"""Trained models on files and folders: what the command line is made of."""

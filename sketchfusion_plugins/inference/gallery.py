@@ -1,0 +1,219 @@
+"""Pictures in an index: put in by a model, found again by the same one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from sketchfusion_plugins.index import Hit, IndexWriter, SketchIndex
+from sketchfusion_plugins.index.manifest import POINTER, Kind, Manifest
+from sketchfusion_plugins.inference.answers import Model, describe_files
+from sketchfusion_plugins.inference.models import Weights, model_fingerprint, open_model
+from sketchfusion_plugins.inference.picture_files import Problems
+
+# What a crash can lose: some minutes of a large model on a CPU, a second of it on a GPU.
+COMMITTED_TOGETHER = 256
+
+
+@dataclass(frozen=True)
+class GalleryModel:
+    """The model that describes a gallery's pictures, as its index remembers it.
+
+    Attributes:
+        name: Name that `models.open_model` takes.
+        weights: Weights of its foundations.
+        size: Side, in pixels, of the square that pictures are padded to.
+        fingerprint: See `models.model_fingerprint`.
+    """
+
+    name: str
+    weights: Weights
+    size: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, model: Model, name: str, weights: Weights, size: int) -> GalleryModel:
+        """Describe an open model; a checkpoint's folder is remembered by its absolute path."""
+        path = Path(name).expanduser()
+        place = str(path.absolute()) if path.exists() else name
+        return cls(place, weights, size, model_fingerprint(model))
+
+    @classmethod
+    def read(cls, index: str | Path) -> GalleryModel:
+        """The model of an index.
+
+        Raises:
+            OSError: The folder holds no index, or a damaged one.
+            ValueError: The index was not made from pictures.
+        """
+        text = Manifest.read(Path(index)).model
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"the index {index} does not say which model made it ({text!r}). Build it with: "
+                "sketchfusion index build"
+            ) from error
+
+    def __str__(self) -> str:
+        return json.dumps(asdict(self))
+
+    def open(
+        self, device: str = "cpu", dtype: str | None = None, place: str | None = None
+    ) -> Model:
+        """Open the model.
+
+        Args:
+            device: Where to put it.
+            dtype: See `models.open_model`.
+            place: Where it lies now, if it was moved.
+
+        Raises:
+            OSError: It cannot be found.
+            ValueError: It is not what it was.
+        """
+        model = open_model(place or self.name, weights=self.weights, device=device, dtype=dtype)
+        found = model_fingerprint(model)
+        if found != self.fingerprint:
+            raise ValueError(
+                f"{place or self.name} is not the model that the index was built with: its "
+                f"fingerprint is {found}, expected {self.fingerprint}. Use that model, or build a "
+                "new index."
+            )
+        return model
+
+
+def add_pictures(
+    index: str | Path,
+    model: Model,
+    described: GalleryModel,
+    paths: Sequence[Path],
+    problems: Problems,
+    *,
+    kind: Kind = "flat",
+    batch_size: int = 16,
+    progress: bool = True,
+    together: int = COMMITTED_TOGETHER,
+) -> tuple[int, int]:
+    """Put pictures into an index, which is made if there is none; those in it are passed over.
+
+    Args:
+        index: Folder of the index.
+        model: The model.
+        described: The same, as the index remembers it.
+        paths: Picture files, which the index knows by their absolute paths.
+        problems: Collects files that are no pictures.
+        kind: Kind of a new index.
+        batch_size: Pictures per step.
+        progress: Show a progress bar, when standard error is a terminal.
+        together: Pictures per commit.
+
+    Returns:
+        Pictures that were added, and pictures in the index.
+
+    Raises:
+        OSError: The index is damaged or cannot be written.
+        ValueError: The index was built with another model, or is of another kind.
+    """
+    index = Path(index)
+    with ExitStack() as stack:
+        writer = None
+        if (index / POINTER).exists():
+            _check_same(index, described, kind)
+            writer = stack.enter_context(IndexWriter.open(index))
+        waiting = {_key(path): path for path in paths}
+        if writer is not None:
+            waiting = {key: path for key, path in waiting.items() if key not in writer}
+        before = 0 if writer is None else len(writer)
+        collected = 0
+        for readable, vectors in describe_files(
+            model,
+            list(waiting.values()),
+            described.size,
+            problems,
+            batch_size=batch_size,
+            progress=progress,
+        ):
+            kept, found = _directed(readable, vectors, problems)
+            if not kept:
+                continue
+            if writer is None:
+                created = IndexWriter.create(index, found.shape[1], kind, str(described))
+                writer = stack.enter_context(created)
+            writer.add(found, [_key(path) for path in kept])
+            collected += len(kept)
+            if collected >= together:
+                writer.commit(progress)
+                collected = 0
+        after = 0 if writer is None else len(writer)
+    return after - before, after
+
+
+def search_pictures(
+    index: str | Path,
+    model: Model,
+    described: GalleryModel,
+    paths: Sequence[Path],
+    problems: Problems,
+    *,
+    top: int = 10,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Iterator[tuple[Path, list[Hit]]]:
+    """The most similar pictures of an index for every query picture, best first.
+
+    Args:
+        index: Folder of the index.
+        model: The model.
+        described: The same, as the index remembers it.
+        paths: Query pictures.
+        problems: Collects files that are no pictures.
+        top: Pictures wanted.
+        batch_size: Queries per step.
+        progress: Show a progress bar, when standard error is a terminal.
+
+    Raises:
+        OSError: The index is damaged.
+        ValueError: ``top`` is below 1.
+    """
+    reader = SketchIndex.open(index)
+    for readable, vectors in describe_files(
+        model, paths, described.size, problems, batch_size=batch_size, progress=progress
+    ):
+        kept, queries = _directed(readable, vectors, problems)
+        if kept:
+            yield from zip(kept, reader.search(queries, top), strict=True)
+
+
+def _key(path: Path) -> str:
+    return path.absolute().as_posix()
+
+
+def _check_same(index: Path, described: GalleryModel, kind: Kind) -> None:
+    found, found_kind = GalleryModel.read(index), Manifest.read(index).kind
+    if (found.fingerprint, found.size) != (described.fingerprint, described.size):
+        raise ValueError(
+            f"the index {index} was built with {found.name} at {found.size} px (fingerprint "
+            f"{found.fingerprint}), you use {described.name} at {described.size} px "
+            f"({described.fingerprint}). Descriptors of different models cannot be compared: use "
+            "the same, or build another index."
+        )
+    if found_kind != kind:
+        raise ValueError(f"the index {index} is of kind {found_kind}, you ask for {kind}.")
+
+
+def _directed(
+    paths: Sequence[Path], vectors: Tensor, problems: Problems
+) -> tuple[list[Path], Tensor]:
+    """Pictures whose descriptors have a direction; a blank one's may be zero."""
+    usable = vectors.isfinite().all(1) & vectors.any(1)
+    for path, good in zip(paths, usable.tolist(), strict=True):
+        if not good:
+            problems.add(path, ValueError("its descriptor is zero or not finite; is it blank?"))
+    kept = [path for path, good in zip(paths, usable.tolist(), strict=True) if good]
+    return kept, vectors[usable]

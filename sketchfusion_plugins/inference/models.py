@@ -1,0 +1,299 @@
+"""Models by name: checkpoints, presets, their parts, and plain baselines.
+
+paper, official, sd15, cleandift, small, tiny   presets, with fresh adapters
+sketchfusion_base.cleandift, ...                the same by timm name
+clip:PRESET, sd:PRESET, sd+clip:PRESET          a preset's foundations; "paper" if none is named
+timm:NAME                                       the last map of any timm model
+hog, pixels                                     what needs no learning
+a folder, or a Hugging Face id                  what save_pretrained wrote
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from sketchfusion_plugins.checkpoint import (
+    WEIGHTS_FILE,
+    adapter_state,
+    fingerprint,
+    read_config,
+    read_task,
+)
+from sketchfusion_plugins.config import EncoderConfig
+from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.features import (
+    ClipFeatures,
+    ConcatenatedFeatures,
+    DiffusionFeatures,
+    Features,
+    FusedFeatures,
+    HogFeatures,
+    PixelFeatures,
+    TimmFeatures,
+)
+from sketchfusion_plugins.presets import PRESETS
+from sketchfusion_plugins.tasks.base import Task
+from sketchfusion_plugins.tasks.load import load_task
+
+Weights = Literal["pretrained", "random"]
+
+PARTS: dict[str, Callable[[SketchFusionEncoder], Features]] = {
+    "clip": ClipFeatures,
+    "sd": DiffusionFeatures,
+    "sd+clip": ConcatenatedFeatures,
+}
+PLAIN: dict[str, Callable[[], Features]] = {"hog": HogFeatures, "pixels": PixelFeatures}
+BASE_SIZE = 336
+PLAIN_SIZE = 128
+# Values of the configuration that say where weights come from and how they are held; the weights
+# themselves are in the fingerprint.
+_WHEREABOUTS = {
+    None: ("weights", "random_seed", "foundation_dtype", "freeze_foundations"),
+    "diffusion": ("source", "revision", "unet_file", "ensemble_chunk"),
+    "semantic": ("source", "revision"),
+}
+
+
+def open_model(
+    name: str,
+    task: str | None = None,
+    *,
+    weights: Weights = "pretrained",
+    device: str | torch.device = "cpu",
+    dtype: str | None = None,
+    seed: int = 0,
+) -> Task | Features:
+    """Open a model in eval mode.
+
+    Args:
+        name: See this module; what is no name of ours is a folder or a Hugging Face id.
+        task: Task that a checkpoint must be of, if it is of any; None accepts all.
+        weights: Weights of foundations. Checkpoints have those that they were trained on.
+        device: Where to put it.
+        dtype: Precision of frozen foundations, ``"float32"`` or ``"bfloat16"``; None keeps the
+            model's own.
+        seed: Seed of fresh adapters.
+
+    Returns:
+        A task for a task's checkpoint, otherwise features.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged or does not fit its foundations.
+        OSError: Weights cannot be found.
+        ValueError: Unknown name, a checkpoint of another task, or a precision where there is none
+            to choose.
+    """
+    if _is_plain(name):
+        if dtype not in (None, "float32"):
+            raise ValueError(f"{name} computes in float32 alone, got dtype {dtype!r}.")
+        model: Task | Features = _open_plain(name, weights)
+    elif _is_checkpoint(name):
+        model = _open_checkpoint(name, task, dtype)
+    else:
+        config = find_config(_split(name)[1]).replace(weights=weights)
+        model = _open_fresh(name, _with_precision(config, dtype), seed)
+    return model.eval().to(device)
+
+
+def find_config(variant: str) -> EncoderConfig:
+    """Configuration of a timm name, with or without tag, or of a preset.
+
+    Raises:
+        ValueError: Unknown name; the message lists the valid ones.
+    """
+    from timm_adapters.sketchfusion import TAG_PRESETS, default_cfgs
+
+    if variant in PRESETS:
+        return PRESETS[variant]
+    name, _, tag = variant.partition(".")
+    known = {model: list(cfg.tags) for model, cfg in default_cfgs.items()}
+    if name in known and (not tag or tag in known[name]):
+        return PRESETS[TAG_PRESETS[tag or known[name][0]]]
+    names = [f"{model}.{tag}" for model, tags in known.items() for tag in tags]
+    raise ValueError(
+        f"unknown variant {variant!r}; choose a timm name ({', '.join(known)}, "
+        f"{', '.join(names)}) or a preset ({', '.join(PRESETS)})."
+    )
+
+
+def config_of(name: str, weights: Weights = "pretrained") -> EncoderConfig:
+    """Configuration of the encoder of a checkpoint, a preset, or a preset's part.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+        OSError: There is none.
+        ValueError: The name's model has no SketchFusion encoder.
+    """
+    if _is_plain(name):
+        raise ValueError(f"{name} has no Stable Diffusion and CLIP inside. Name a SketchFusion.")
+    if _is_checkpoint(name):
+        return read_config(name)
+    return find_config(_split(name)[1]).replace(weights=weights)
+
+
+def fresh_encoder(config: EncoderConfig, seed: int = 0) -> SketchFusionEncoder:
+    """An encoder whose adapters are drawn from a seed alone; the global generator stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return SketchFusionEncoder(config)
+
+
+def default_size(name: str) -> int:
+    """Side, in pixels, of the images that a model is made for.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+        OSError: There is none.
+        ValueError: Unknown name.
+    """
+    from timm_adapters.sketchfusion import TAG_PRESETS, default_cfgs
+
+    if name.startswith("timm:"):
+        return int(_timm_config(name)["input_size"][-1])
+    if name in PLAIN:
+        return PLAIN_SIZE
+    source = config_of(name).diffusion.source
+    for cfg in default_cfgs.values():
+        for tag, values in cfg.cfgs.items():
+            if PRESETS[TAG_PRESETS[tag]].diffusion.source == source:
+                return int(values.input_size[-1])
+    return BASE_SIZE
+
+
+def identify(name: str, weights: Weights = "pretrained") -> str:
+    """A name with what must be the same to repeat a measurement; nothing large is loaded.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+        OSError: There is none.
+        ValueError: Unknown name.
+    """
+    if name in PLAIN:
+        return name
+    if _is_plain(name):
+        return f"{name} ({weights})"
+    foundations = f"{config_of(name, weights).weights} foundations"
+    if not _is_checkpoint(name):
+        return f"{name} ({foundations})"
+    file = Path(name).expanduser() / WEIGHTS_FILE
+    if not file.is_file():
+        return f"{name} ({foundations})"
+    return f"{name} ({foundations}, adapters {hashlib.sha256(file.read_bytes()).hexdigest()[:8]})"
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Short hash that tells models apart whose descriptors must not be compared.
+
+    The same in every process and on every device, whatever the precision of frozen foundations and
+    wherever they were loaded from.
+    """
+    digest = hashlib.sha256(type(model).__name__.encode())
+    encoders = [child for child in model.modules() if isinstance(child, SketchFusionEncoder)]
+    if encoders:
+        config = encoders[0].config.to_dict()
+        for part, names in _WHEREABOUTS.items():
+            for name in names:
+                del (config if part is None else config[part])[name]
+        digest.update(json.dumps(config, sort_keys=True).encode())
+        digest.update(fingerprint(encoders[0]).encode())
+        if isinstance(model, Task | FusedFeatures):
+            _add_tensors(digest, adapter_state(model))
+            digest.update(json.dumps(getattr(model, "settings", None), sort_keys=True).encode())
+    else:
+        digest.update(str(getattr(model, "size", None)).encode())
+        _add_tensors(digest, model.state_dict())
+    return digest.hexdigest()[:16]
+
+
+def _add_tensors(digest: Any, tensors: dict[str, torch.Tensor]) -> None:
+    for key, tensor in sorted(tensors.items()):
+        digest.update(f"{key}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Part and preset of a name: ``"clip:tiny"`` is ("clip", "tiny"), ``"tiny"`` ("", "tiny")."""
+    part, _, preset = name.partition(":")
+    if part in PARTS:
+        return part, preset or "paper"
+    return "", name
+
+
+def _is_plain(name: str) -> bool:
+    return name in PLAIN or name.startswith("timm:")
+
+
+def _is_checkpoint(name: str) -> bool:
+    """Whether a name is a place and no name of ours.
+
+    Raises:
+        ValueError: Neither.
+    """
+    part, preset = _split(name)
+    try:
+        find_config(preset)
+        return False
+    except ValueError as error:
+        path = Path(name).expanduser()
+        looks_like_place = path.exists() or path.is_absolute() or len(path.parts) > 1
+        if name and not part and looks_like_place:
+            return True
+        raise ValueError(
+            f"no model {name!r}: no such folder, and no name. Choose a preset "
+            f"({', '.join(PRESETS)}), a timm name of ours (sketchfusion_base, sketchfusion_small, "
+            f"sketchfusion_tiny), a part of a preset ({', '.join(f'{key}:tiny' for key in PARTS)}),"
+            f" timm:NAME, {', '.join(PLAIN)}, or a folder or Hugging Face id of a checkpoint."
+        ) from error
+
+
+def _open_plain(name: str, weights: Weights) -> Features:
+    if name in PLAIN:
+        return PLAIN[name]()
+    config = _timm_config(name)
+    # Only transformers need images of one size; timm tells them so.
+    size = int(config["input_size"][-1]) if config.get("fixed_input_size") else None
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return TimmFeatures(name.removeprefix("timm:"), weights == "pretrained", size)
+
+
+def _timm_config(name: str) -> dict[str, Any]:
+    import timm
+
+    architecture = name.removeprefix("timm:")
+    if not timm.is_model(architecture):
+        bare = architecture.partition(".")[0]
+        close = ", ".join(timm.list_models(f"*{bare}*")[:5]) or "see timm.list_models()"
+        raise ValueError(f"timm has no model {architecture!r}. Similar: {close}.")
+    config = timm.get_pretrained_cfg(architecture)
+    return dict(config.to_dict()) if config is not None else {"input_size": (3, 224, 224)}
+
+
+def _open_checkpoint(name: str, task: str | None, dtype: str | None) -> Task | Features:
+    described = read_task(name)
+    changes: dict[str, Any] = {} if dtype is None else {"foundation_dtype": dtype}
+    if described is None:
+        return FusedFeatures(SketchFusionEncoder.from_pretrained(name, **changes))
+    if task is not None and described[0] != task:
+        raise ValueError(
+            f"{name} was trained for {described[0]}, expected a checkpoint of {task}. "
+            f"Train one with: sketchfusion train {task} --model {name}"
+        )
+    return load_task(name, **changes)
+
+
+def _open_fresh(name: str, config: EncoderConfig, seed: int) -> Features:
+    part, _ = _split(name)
+    encoder = fresh_encoder(config, seed)
+    return PARTS[part](encoder) if part else FusedFeatures(encoder)
+
+
+def _with_precision(config: EncoderConfig, dtype: str | None) -> EncoderConfig:
+    return config if dtype is None else config.replace(foundation_dtype=dtype)

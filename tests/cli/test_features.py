@@ -1,0 +1,114 @@
+"""``sketchfusion features``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+TINY = ("--model", "tiny", "--weights", "random", "--size", "64")
+
+
+def _rows(path: Path) -> dict[str, list[float]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return {row["path"]: row["descriptor"] for row in rows}
+
+
+def test_descriptors_are_the_models_own(run: Any, pictures: Path, tmp_path: Path) -> None:
+    from sketchfusion_plugins.images import open_image, to_tensor
+    from sketchfusion_plugins.inference.models import open_model
+
+    out = tmp_path / "made" / "features.jsonl"
+    printed = run("features", pictures, *TINY, "--out", out, "--batch-size", 3, "--json").stdout
+    assert json.loads(printed) == {"out": str(out), "written": 4, "present": 0, "skipped": 0}
+    rows = _rows(out)
+    names = ["a.png", "b.png", "more/c.png", "more/d.png"]
+    assert list(rows) == [str(pictures / name) for name in names]
+    model = open_model("tiny", weights="random")
+    for name in names:
+        image = to_tensor(open_image(pictures / name), 64)[None]
+        expected = model.describe(image)[0].detach().numpy()
+        np.testing.assert_allclose(rows[str(pictures / name)], expected, atol=2e-5)
+
+
+def test_known_pictures_are_not_described_again(run: Any, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features.jsonl"
+    arguments = ("--model", "hog", "--size", 64, "--out", out, "--json")
+    run("features", pictures / "b.png", *arguments)
+    first = out.read_text()
+    # A crash in the middle of a line: what was whole stays, the rest is cut off.
+    out.write_text(first + '{"path": "half')
+    printed = run("features", pictures, *arguments).stdout
+    assert json.loads(printed)["written"] == 3
+    assert out.read_text().startswith(first)
+    assert len(_rows(out)) == 4
+
+
+@pytest.mark.parametrize("change", [("--model", "pixels"), ("--model", "hog", "--size", "72")])
+def test_another_models_file_is_refused(
+    run: Any, pictures: Path, tmp_path: Path, change: tuple[str, ...]
+) -> None:
+    out = tmp_path / "features.jsonl"
+    run("features", pictures, "--model", "hog", "--size", 64, "--out", out)
+    before = out.read_bytes()
+    result = run("features", pictures, "--out", out, *change, status=1)
+    assert "was made by the model" in result.stderr
+    assert out.read_bytes() == before
+
+
+def test_all_formats_hold_the_same(run: Any, pictures: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from safetensors import safe_open
+
+    for suffix in ("jsonl", "parquet", "safetensors"):
+        out = tmp_path / f"features.{suffix}"
+        run("features", pictures, "--model", "pixels", "--size", 64, "--out", out)
+    rows = _rows(tmp_path / "features.jsonl")
+    expected = np.array(list(rows.values()), dtype=np.float32)
+    table = parquet.read_table(tmp_path / "features.parquet").to_pydict()
+    assert table["path"] == list(rows)
+    np.testing.assert_array_equal(np.float32(table["descriptor"]), expected)
+    with safe_open(tmp_path / "features.safetensors", framework="np") as file:
+        np.testing.assert_array_equal(file.get_tensor("descriptors"), expected)
+        assert json.loads(file.metadata()["paths"]) == list(rows)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl", ".parquet", ".safetensors"}
+
+
+def test_bad_files_are_skipped_and_told(run: Any, pictures: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pictures, tmp_path / "copy"))
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    (folder / "text.jpg").write_text("no picture")
+    out = tmp_path / "features.safetensors"
+    arguments = ("features", folder, folder / "none.png", "--model", "hog", "--out", out)
+    result = run(*arguments, "--json", status=3)
+    assert json.loads(result.stdout)["written"] == 4
+    assert json.loads(result.stdout)["skipped"] == 3
+    for name in ("broken.png", "text.jpg", "none.png"):
+        (line,) = [line for line in result.stderr.splitlines() if name in line]
+        assert line.startswith("skipped: ")
+    out.unlink()
+    result = run(*arguments, "--strict", status=1)
+    assert result.stderr.startswith("Error: ")
+    assert not out.exists()
+
+
+def test_nothing_but_bad_files_is_an_error(run: Any, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    out = tmp_path / "features.parquet"
+    result = run("features", bad, "--model", "hog", "--out", out, status=1)
+    assert "none of 1 files is a picture" in result.stderr
+    assert not out.exists()
+
+
+def test_unknown_suffix_and_model_are_one_line(run: Any, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features.csv"
+    result = run("features", pictures, "--model", "hog", "--out", out, status=1)
+    assert "valid suffixes: .jsonl, .parquet, .safetensors" in result.stderr
+    result = run("features", pictures, "--model", "nonsense", "--out", "a.jsonl", status=1)
+    assert "no model 'nonsense'" in result.stderr
+    assert "cleandift" in result.stderr and result.stderr.count("\n") == 1

@@ -1,0 +1,116 @@
+"""``sketchfusion index build|add|search``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("faiss")
+
+
+def _search(run: Any, *arguments: object) -> dict[str, list[str]]:
+    lines = run("index", "search", *arguments, "--json").stdout.splitlines()
+    rows = [json.loads(line) for line in lines]
+    return {row["query"]: [hit["path"] for hit in row["hits"]] for row in rows}
+
+
+def test_every_picture_finds_itself(
+    run: Any, pictures: Path, checkpoints: Path, tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+    model = ("--model", checkpoints / "retrieval", "--size", 64)
+    printed = run("index", "build", pictures, "--out", index, *model, "--json").stdout
+    assert json.loads(printed) == {"index": str(index), "added": 4, "pictures": 4, "skipped": 0}
+    found = _search(run, pictures, "--index", index, "--top", 2)
+    assert len(found) == 4
+    for query, hits in found.items():
+        assert hits[0] == str(Path(query).absolute())
+        assert len(hits) == 2
+    again = run("index", "build", pictures, "--out", index, *model, "--json").stdout
+    assert json.loads(again)["added"] == 0
+
+
+def test_add_uses_the_indexs_model(run: Any, pictures: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    run("index", "build", pictures / "more", "--out", index, "--model", "hog", "--size", 72)
+    printed = run("index", "add", pictures, "--index", index, "--json").stdout
+    assert json.loads(printed)["added"] == 2
+    found = _search(run, pictures / "a.png", "--index", index, "--top", 9)
+    (hits,) = found.values()
+    assert hits[0] == str(pictures / "a.png") and len(hits) == 4
+
+
+def test_relative_paths_are_the_same_pictures(
+    run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "index"
+    run("index", "build", pictures, "--out", index, "--model", "pixels")
+    monkeypatch.chdir(pictures)
+    printed = run("index", "add", "a.png", "more", "--index", index, "--json").stdout
+    assert json.loads(printed)["added"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--model", "pixels"), "was built with hog at 128 px"),
+        (("--model", "hog", "--size", "64"), "was built with hog at 128 px"),
+        (("--model", "hog", "--kind", "hnsw"), "is of kind flat, you ask for hnsw"),
+    ],
+)
+def test_another_models_index_is_refused(
+    run: Any, pictures: Path, tmp_path: Path, change: tuple[str, ...], message: str
+) -> None:
+    index = tmp_path / "index"
+    run("index", "build", pictures / "a.png", "--out", index, "--model", "hog")
+    result = run("index", "build", pictures, "--out", index, *change, status=1)
+    assert message in result.stderr
+
+
+def test_changed_and_moved_checkpoints(
+    run: Any, pictures: Path, checkpoints: Path, tmp_path: Path
+) -> None:
+    index, home, moved = tmp_path / "index", tmp_path / "home", tmp_path / "moved"
+    shutil.copytree(checkpoints / "retrieval", home)
+    run("index", "build", pictures, "--out", index, "--model", home, "--size", 64)
+    home.rename(moved)
+    query = ("index", "search", pictures / "a.png", "--index", index)
+    assert "Error: " in run(*query, status=1).stderr
+    run(*query, "--model", moved)
+    shutil.copytree(checkpoints / "correspondence", home)
+    assert "is not the model that the index was built with" in run(*query, status=1).stderr
+
+
+def test_blank_and_bad_pictures_are_skipped(run: Any, pictures: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = Path(shutil.copytree(pictures, tmp_path / "copy"))
+    Image.new("RGB", (50, 40), "white").save(folder / "blank.png")
+    (folder / "text.jpg").write_text("no picture")
+    index = tmp_path / "index"
+    arguments = ("index", "build", folder, "--out", index, "--model", "hog")
+    result = run(*arguments, "--json", status=3)
+    assert json.loads(result.stdout) == {
+        "index": str(index),
+        "added": 4,
+        "pictures": 4,
+        "skipped": 2,
+    }
+    assert "blank.png: its descriptor is zero" in result.stderr
+    assert run(*arguments, "--strict", status=1).stderr.startswith("Error: ")
+
+
+def test_search_prints_a_table(run: Any, pictures: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index"
+    run("index", "build", pictures, "--out", index, "--model", "pixels")
+    shown = run("index", "search", pictures / "b.png", "--index", index, "--top", 1).stdout
+    assert "1.000" in shown and "similarity" in shown
+
+
+def test_folder_without_an_index(run: Any, pictures: Path, tmp_path: Path) -> None:
+    result = run("index", "search", pictures, "--index", tmp_path, status=1)
+    assert "holds no index" in result.stderr

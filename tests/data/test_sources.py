@@ -1,0 +1,397 @@
+"""Every source of every task, on a miniature: what is held out, labels, two steps of training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import default_collate
+
+from sketchfusion_plugins.data.sources import SOURCES, load_task_data
+from sketchfusion_plugins.data.task_data import TaskData
+from sketchfusion_plugins.data.zero_shot import split_categories, unseen_classes
+
+SIZE = 32
+SEEN = ("calculator_of_ours", "moon_of_ours", "tent_of_ours")
+LAYOUTS = {
+    "folders": "segmentation",
+    "openmoji": "",
+    "paired": "paired",
+    "paired-fine": "paired",
+    "psc6k": "psc6k",
+    "psc6k-pscnet": "psc6k",
+    "quickdraw": "quickdraw",
+    "quickdraw-extended": "quickdraw_extended",
+    "sketchy": "sketchy",
+    "sketchy-25": "sketchy",
+    "sketchy-fine": "sketchy",
+    "tuberlin": "tuberlin",
+}
+PROTOCOLS = {
+    "quickdraw-extended": "quickdraw_30",
+    "sketchy": "sketchy_21",
+    "sketchy-25": "sketchy_25",
+    "sketchy-fine": "sketchy_21",
+    "tuberlin": "tuberlin_30",
+}
+MEASURES = {
+    "recognition": ("Acc@1", "Acc@5"),
+    "query_segmentation": ("mIoU", "pixel accuracy"),
+    "correspondence": ("PCK@1", "PCK@5", "PCK@10"),
+}
+ALL = [(task, name) for task, names in SOURCES.items() for name in names]
+FOLDERS = [(task, name) for task, name in ALL if name != "openmoji"]
+
+
+def picture(path: Path, size: int = 40) -> None:
+    """Different noise in every file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(list(str(path.relative_to(path.parents[2])).encode()))
+    Image.fromarray(generator.integers(0, 256, (size, size, 3), np.uint8)).save(path)
+
+
+def write_sketchy(root: Path) -> None:
+    base = root / "256x256"
+    names = {*unseen_classes("sketchy_21"), *unseen_classes("sketchy_25"), *SEEN}
+    for name in names:
+        for photo in ("n01_7", "n02_8"):
+            picture(base / "photo" / "tx_000000000000" / name / f"{photo}.jpg")
+            for number in (1, 2):
+                sketch = base / "sketch" / "tx_000000000000" / name / f"{photo}-{number}.png"
+                picture(sketch)
+        picture(root / "extended" / name / "ext_1.jpg")
+
+
+def write_tuberlin(root: Path) -> None:
+    for name in (*unseen_classes("tuberlin_30"), *SEEN):
+        for number in range(4):
+            picture(root / "png" / name.replace("_", " ") / f"{number}.png")
+        picture(root / "extended" / name.replace("_", " ") / "a.jpg")
+
+
+def write_quickdraw_extended(root: Path) -> None:
+    for name in (*unseen_classes("quickdraw_30"), *SEEN):
+        for number in range(2):
+            picture(root / "QuickDraw_sketches_final" / name / f"{number}.png")
+            picture(root / "QuickDraw_images_final" / name / f"{number}.jpg")
+
+
+def write_quickdraw(root: Path) -> None:
+    for category, name in enumerate(("cat", "key", "zebra")):
+        lines = []
+        for number in range(12):
+            generator = np.random.default_rng([category, number])
+            strokes = [generator.integers(0, 256, (2, 6)).tolist() for _ in range(3)]
+            lines.append(
+                json.dumps(
+                    {
+                        "word": name,
+                        "key_id": str(100 * category + number),
+                        "recognized": True,
+                        "countrycode": "DE",
+                        "timestamp": "2017-03-01 20:41:36.70725 UTC",
+                        "drawing": strokes,
+                    }
+                )
+            )
+        (root / f"{name}.ndjson").write_text("\n".join(lines) + "\n")
+
+
+def write_paired(root: Path) -> None:
+    for name in ("cat", "dog", "owl", "pig"):
+        for photo in ("a", "b", "c"):
+            picture(root / "photos" / name / f"{photo}.jpg")
+            picture(root / "sketches" / name / f"{photo}.png")
+            picture(root / "sketches" / name / f"{photo}-2.png")
+        picture(root / "sketches" / name / "of nothing.png")
+
+
+def write_segmentation(root: Path) -> None:
+    names = ("cat", "dog", "owl", "pig")
+    (root / "classes.json").write_text(json.dumps({n: i + 1 for i, n in enumerate(names)}))
+    (root / "masks").mkdir()
+    for number in range(4):
+        picture(root / "photos" / f"{number}.jpg")
+        mask = np.zeros((40, 40), np.uint8)
+        for value, (row, column) in enumerate(((0, 0), (0, 20), (20, 0), (20, 20)), 1):
+            mask[row : row + 15, column : column + 15] = value
+        mask[38:] = 255
+        Image.fromarray(mask).save(root / "masks" / f"{number}.png")
+    for name in names:
+        for number in range(2):
+            picture(root / "sketches" / name / f"{number}.png")
+
+
+def write_psc6k(root: Path) -> None:
+    rows = ["photo,sketch,class,XA,YA,XB,YB"]
+    generator = np.random.default_rng(0)
+    for name in ("ant", "pig"):
+        for number in range(50):
+            photo = f"photo/tx_000000000000/{name}/n{number // 5:02d}.jpg"
+            sketch = f"sketch/tx_000000000000/{name}/n{number // 5:02d}-{number % 5}.png"
+            points = generator.integers(10, 246, (4, 8))
+            rows.append(",".join([photo, sketch, "1", *(";".join(map(str, p)) for p in points)]))
+            picture(root / photo)
+            picture(root / sketch)
+    (root / "test_pairs_ps.csv").write_text("\n".join(rows) + "\n")
+
+
+@pytest.fixture(scope="module")
+def source_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """A source's name with the folder of its miniature."""
+    folders: dict[str, Path] = {}
+
+    def find(name: str) -> str:
+        layout = LAYOUTS[name]
+        if not layout:
+            return name
+        if layout not in folders:
+            folders[layout] = tmp_path_factory.mktemp(layout)
+            globals()[f"write_{layout}"](folders[layout])
+        return f"{name}:{folders[layout]}"
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def load(source_of: Callable[[str], str]) -> Callable[[str, str], TaskData]:
+    """Data of a task from a miniature."""
+    loaded: dict[tuple[str, str], TaskData] = {}
+
+    def find(task: str, name: str) -> TaskData:
+        if (task, name) not in loaded:
+            limit = None
+            if name == "openmoji":
+                limit = 90 if task == "recognition" else 40
+            loaded[task, name] = load_task_data(task, source_of(name), SIZE, limit=limit)
+        return loaded[task, name]
+
+    return find
+
+
+@pytest.fixture
+def default_scope() -> Iterator[None]:
+    """mmengine's default scope as it was."""
+    registry = pytest.importorskip("mmengine.registry")
+    scopes = dict(registry.DefaultScope._instance_dict)
+    yield
+    registry.DefaultScope._instance_dict.clear()
+    registry.DefaultScope._instance_dict.update(scopes)
+
+
+def keys(data: Any) -> set[str]:
+    return {data[index]["key"] for index in range(len(data))}
+
+
+def test_every_source_has_a_miniature() -> None:
+    assert {name for _, name in ALL} == set(LAYOUTS)
+
+
+@pytest.mark.parametrize(("task", "name"), ALL)
+def test_samples_are_what_the_tasks_read(
+    load: Callable[[str, str], TaskData], task: str, name: str
+) -> None:
+    data = load(task, name)
+    assert data.task == task and data.size == SIZE and data.source.startswith(name)
+    images = {
+        "recognition": ("image",),
+        "retrieval": ("sketch", "photo"),
+        "query_segmentation": ("sketch", "photo"),
+        "correspondence": ("source", "target"),
+    }[task]
+    parts = [part for part in (data.train, data.fit) if part is not None]
+    tested = ("image",) if task == "retrieval" else images
+    for part, wanted in [*((p, images) for p in parts), (data.test, tested)]:
+        batch = default_collate([part[index] for index in range(2)])
+        for key in wanted:
+            assert batch[key].shape == (2, 3, SIZE, SIZE)
+            assert batch[key].dtype == torch.float32
+            assert -1 <= batch[key].min() < batch[key].max() <= 1
+    if task == "correspondence":
+        batch = data.test[0]
+        points = torch.cat([batch["source_points"], batch["target_points"]])
+        assert points.min() >= 0 and points.max() <= SIZE
+    if task == "query_segmentation":
+        masks = [data.test[index]["mask"] for index in range(len(data.test))]
+        assert all(0 < mask.float().mean() < 1 for mask in masks)
+
+
+@pytest.mark.parametrize("name", SOURCES["recognition"])
+def test_recognition_holds_out_pictures_of_known_classes(
+    load: Callable[[str, str], TaskData], name: str
+) -> None:
+    data = load("recognition", name)
+    fit, test = keys(data.fit), keys(data.test)
+    assert fit and test and not fit & test
+    assert len(data.categories) == len(set(data.categories)) > 1
+    for part in (data.train, data.fit, data.test):
+        assert all(0 <= part[i]["label"] < len(data.categories) for i in range(len(part))[:40])
+    if name != "openmoji":
+        assert len(fit) + len(test) == len(data.fit) + len(data.test)
+    if name == "sketchy":
+        # Two sketches of one photo lie on the same side.
+        photos = [{key.rsplit("-", 1)[0] for key in part} for part in (fit, test)]
+        assert not photos[0] & photos[1]
+
+
+@pytest.mark.parametrize("name", [n for n in SOURCES["retrieval"] if n != "openmoji"])
+def test_retrieval_searches_classes_that_training_never_saw(
+    load: Callable[[str, str], TaskData], name: str
+) -> None:
+    data = load("retrieval", name)
+    trained = {
+        p.category for part in (data.train.sketches, data.train.photos) for p in part.pictures
+    }
+    queries = {p.category for p in data.test.pictures}
+    searched = {p.category for p in data.gallery.pictures}
+    assert queries <= searched == set(data.categories) and not trained & searched
+    if name in PROTOCOLS:
+        every = trained | searched
+        assert split_categories(sorted(every), PROTOCOLS[name])[1] == sorted(searched)
+        assert searched == {n.replace("_", " " if name == "tuberlin" else "_") for n in searched}
+    # Labels name the same category on both sides, and nothing else does.
+    for part in (data.test, data.gallery):
+        assert [data.categories[label] for label in part.labels] == [
+            p.category for p in part.pictures
+        ]
+    if data.label == "instance":
+        matches = data.test.instances[:, None] == data.gallery.instances
+        assert (matches.sum(1) == 1).all(), "every sketch asks for one photo"
+        assert all(p.instance is not None for p in data.gallery.pictures)
+        assert data.measures == ("Acc@1", "Acc@5", "Acc@10")
+
+
+@pytest.mark.parametrize("task", ["retrieval", "query_segmentation", "correspondence"])
+def test_openmoji_holds_out_families(load: Callable[[str, str], TaskData], task: str) -> None:
+    data = load(task, "openmoji")
+    train, test = (
+        {data_part[index]["key"].split("/")[0] for index in range(len(data_part))[:200]}
+        for data_part in (data.train, data.test)
+    )
+    assert train and test and not train & test
+    if task == "retrieval":
+        assert torch.equal(data.test.instances, data.gallery.instances)
+        # The gallery is warped: the same picture elsewhere.
+        assert (data.gallery[0]["image"] - data.test[0]["image"]).abs().mean() > 0.02
+
+
+def test_segmentation_asks_for_new_categories(load: Callable[[str, str], TaskData]) -> None:
+    data = load("query_segmentation", "folders")
+    assert set(data.categories) == set(data.test.categories)
+    assert not set(data.test.categories) & set(data.train.categories)
+    assert {*data.test.categories, *data.train.categories} == {"cat", "dog", "owl", "pig"}
+    assert len(data.train) == 64 * len(data.fit)
+
+
+def test_psc6k_splits_as_its_protocols_say(load: Callable[[str, str], TaskData]) -> None:
+    data = load("correspondence", "psc6k")
+    assert (data.protocol, len(data.train), len(data.test)) == ("sketchfusion", 120, 80)
+    assert not keys(data.train) & keys(data.test)
+    whole = load("correspondence", "psc6k-pscnet")
+    assert (whole.protocol, whole.train, len(whole.test)) == ("pscnet", None, 200)
+
+
+def test_limits_keep_a_few_of_every_class(source_of: Callable[[str], str]) -> None:
+    data = load_task_data("retrieval", source_of("sketchy"), SIZE, limit=1)
+    assert len(data.test) == len(data.gallery) == len(data.categories)
+    data = load_task_data("recognition", source_of("quickdraw"), SIZE, limit=5)
+    assert len(data.fit) + len(data.test) == 15
+    data = load_task_data("correspondence", source_of("psc6k"), SIZE, limit=3)
+    assert len(data.test) == 2 * 2 * 3
+
+
+def test_seeds_split_anew(source_of: Callable[[str], str]) -> None:
+    splits = {
+        seed: load_task_data("query_segmentation", source_of("folders"), SIZE, seed).categories
+        for seed in range(6)
+    }
+    assert len(set(splits.values())) > 1
+    again = load_task_data("query_segmentation", source_of("folders"), SIZE, 3)
+    assert again.categories == splits[3]
+
+
+@pytest.mark.parametrize(("task", "name"), FOLDERS)
+def test_two_steps_of_training_and_evaluation(
+    load: Callable[[str, str], TaskData],
+    task: str,
+    name: str,
+    pipeline_folder: Path,
+    clip_folder: Path,
+    default_scope: None,
+    tmp_path: Path,
+) -> None:
+    from sketchfusion_plugins.evaluation.judge import Judge
+    from sketchfusion_plugins.features import PixelFeatures
+    from sketchfusion_plugins.mm.train_task import read_config, train_task
+
+    data = load(task, name)
+    if data.train is None:
+        row = Judge(data, progress=False)(PixelFeatures())
+    else:
+        options = {
+            "encoder.changes": {
+                "diffusion__source": str(pipeline_folder),
+                "semantic__source": str(clip_folder),
+                "semantic__kind": "clip",
+                "semantic__final_norm": False,
+                "aggregation__out_channels": 32,
+                "aggregation__norm_groups": 8,
+            },
+            "train_dataloader.batch_size": 4,
+            "train_cfg.max_iters": 2,
+            "judge.progress": False,
+        }
+        config = read_config(task, options)
+        config.work_dir = str(tmp_path)
+        trained, row = train_task(config, data)
+        assert (tmp_path / "iter_2.pth").exists() or (tmp_path / "adapters").exists()
+        if task == "retrieval":
+            assert trained.settings["by"] == ("instance" if "fine" in name else "category")
+    assert tuple(row) == data.measures == MEASURES.get(task, data.measures)
+    for measured in row.values():
+        assert 0 <= measured.low <= measured.value <= measured.high <= 1
+        assert measured.count == len(data.test)
+
+
+@pytest.mark.parametrize(
+    ("task", "source", "error", "message"),
+    [
+        ("juggling", "openmoji", ValueError, "unknown task 'juggling'; choose one of recognition"),
+        ("retrieval", "psc6k:/data", ValueError, "retrieval has no data source 'psc6k'; choose"),
+        ("recognition", "sketchy", ValueError, "'openmoji' or a name with its folder, such as"),
+        ("recognition", "sketchy:", ValueError, "got 'sketchy:'"),
+        ("recognition", "openmoji:/data", ValueError, "got 'openmoji:/data'"),
+    ],
+)
+def test_wrong_sources_are_refused(
+    task: str, source: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        load_task_data(task, source)
+
+
+@pytest.mark.parametrize(("task", "name"), FOLDERS)
+def test_missing_folders_are_named(task: str, name: str, tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    with pytest.raises(FileNotFoundError, match=str(missing)):
+        load_task_data(task, f"{name}:{missing}", SIZE)
+
+
+def test_retrieval_without_photos_says_where_they_go(tmp_path: Path) -> None:
+    picture(tmp_path / "png" / "cat" / "1.png")
+    with pytest.raises(FileNotFoundError, match=r"no photos to search\. Put .* 'extended'"):
+        load_task_data("retrieval", f"tuberlin:{tmp_path}", SIZE)
+
+
+def test_incomplete_classes_are_named(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        picture(tmp_path / "QuickDraw_sketches_final" / name / "1.png")
+        picture(tmp_path / "QuickDraw_images_final" / name / "1.jpg")
+    with pytest.raises(ValueError, match=r"quickdraw_30 holds out .* not among the 2"):
+        load_task_data("retrieval", f"quickdraw-extended:{tmp_path}", SIZE)

@@ -1,0 +1,393 @@
+"""The judge on cases worked out by hand, with models that know all, nothing, or a given answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from sketchfusion_plugins.data.task_data import TaskData
+from sketchfusion_plugins.evaluation.judge import Judge, SamePlace, fit_threshold, probe
+from sketchfusion_plugins.evaluation.report import Measured
+from sketchfusion_plugins.features import Features, PixelFeatures
+from sketchfusion_plugins.metrics.intervals import wilson
+from sketchfusion_plugins.tasks.base import Task
+
+SIDE = 16
+
+
+class Listed(Dataset[dict[str, Any]]):
+    def __init__(self, items: list[dict[str, Any]]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
+
+
+class Answers(Task):
+    """A task that answers by a function, without an encoder."""
+
+    def __init__(self, name: str, answer: Callable[..., Tensor]) -> None:
+        nn.Module.__init__(self)
+        self.name = name  # type: ignore[misc]
+        self.answer = answer
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.modes: list[bool] = []
+        self.places: list[str] = []
+
+    def forward(self, *inputs: Tensor, **options: Any) -> Tensor:
+        self.modes.append(self.training)
+        return self.answer(*inputs, **options)
+
+    def to(self, *places: Any, **options: Any) -> Any:
+        self.places.append(str(places[0]))
+        return self
+
+
+class Maps(Features):
+    """A map by a function of the image."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.answer(image)
+
+
+def image(value: float) -> Tensor:
+    return torch.full((3, SIDE, SIDE), value)
+
+
+def value(images: Tensor) -> Tensor:
+    """What `image` was made of."""
+    return images[:, 0, 0, 0]
+
+
+def judge(data: TaskData, **options: Any) -> Judge:
+    return Judge(data, progress=False, **{"batch_size": 3, **options})
+
+
+LABELS = [0, 1, 2, 2, 1, 2, 2]
+
+
+@pytest.fixture
+def recognition() -> TaskData:
+    items = [{"image": image(label / 10), "label": label} for label in LABELS]
+    return TaskData("recognition", "here", SIDE, None, Listed(items), categories=("a", "b", "c"))
+
+
+def classify(images: Tensor) -> Tensor:
+    return F.one_hot((value(images) * 10).round().long(), 3).float()
+
+
+def test_who_knows_all_scores_one(recognition: TaskData) -> None:
+    row = judge(recognition)(Answers("recognition", classify))
+    assert row == {"Acc@1": Measured.of([1] * 7), "Acc@5": Measured.of([1] * 7)}
+    assert row["Acc@1"].value == 1 and row["Acc@1"].count == 7
+
+
+def test_who_always_says_the_same_scores_its_share(recognition: TaskData) -> None:
+    model = Answers(
+        "recognition", lambda images: torch.tensor([[0.0, 0, 1]]).expand(len(images), 3)
+    )
+    row = judge(recognition)(model)
+    assert row["Acc@1"].value == pytest.approx(4 / 7)
+    assert (row["Acc@1"].low, row["Acc@1"].high) == tuple(wilson(4 / 7, 7))
+    assert row["Acc@5"].value == 1, "there are but three classes"
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_models_are_left_as_they_were(recognition: TaskData, mode: bool, fails: bool) -> None:
+    def answer(images: Tensor) -> Tensor:
+        assert torch.is_inference_mode_enabled()
+        if fails:
+            raise RuntimeError("out of memory")
+        return classify(images)
+
+    model = Answers("recognition", answer).train(mode)
+    if fails:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            judge(recognition)(model)
+    else:
+        judge(recognition)(model)
+    assert model.modes and not any(model.modes)
+    assert model.training == mode
+    assert model.places == ["cpu", "cpu"]
+
+
+def test_models_are_moved_and_moved_back(recognition: TaskData) -> None:
+    model = Answers("recognition", classify)
+    with pytest.raises(NotImplementedError):
+        judge(recognition, device="meta")(model)
+    assert model.places == ["meta", "cpu"]
+
+
+def test_workers_and_batches_change_nothing(recognition: TaskData) -> None:
+    model = Answers("recognition", lambda images: classify(images).flip(1))
+    row = judge(recognition)(model)
+    assert row["Acc@1"].value == pytest.approx(2 / 7)
+    assert judge(recognition, batch_size=1)(model) == row
+    assert judge(recognition, workers=2)(model) == row
+
+
+def test_judging_leaves_the_random_state_to_training(recognition: TaskData) -> None:
+    state = torch.get_rng_state()
+    judge(recognition)(Answers("recognition", classify))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_models_of_other_tasks_are_refused(recognition: TaskData) -> None:
+    with pytest.raises(ValueError, match="trained for retrieval and cannot be judged on recog"):
+        judge(recognition)(Answers("retrieval", classify))
+    with pytest.raises(ValueError, match="unknown task 'juggling'; choose one of recognition"):
+        Judge(replace(recognition, task="juggling"))
+
+
+@pytest.mark.parametrize("classes", [("a", "c", "b"), ("a", "b"), ("a", "b", "c", "d")])
+def test_models_of_other_classes_are_refused(
+    recognition: TaskData, classes: tuple[str, ...]
+) -> None:
+    model = Answers("recognition", classify)
+    model.classes = classes  # type: ignore[assignment]
+    message = rf"trained for {len(classes)} classes .*the data have 3 \(a, b, c"
+    with pytest.raises(ValueError, match=message):
+        judge(recognition)(model)
+    model.classes = ("a", "b", "c")  # type: ignore[assignment]
+    assert judge(recognition)(model)["Acc@1"].value == 1
+
+
+def test_features_need_a_part_to_fit_on(recognition: TaskData) -> None:
+    with pytest.raises(ValueError, match="no part to fit a probe on"):
+        judge(recognition)(PixelFeatures())
+
+
+def test_features_are_probed_by_ridge_regression() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def part(count: int) -> Listed:
+        labels = torch.randint(4, (count,), generator=generator)
+        images = torch.rand(count, 3, SIDE, SIDE, generator=generator) * 2 - 1
+        images[..., :8] += 0.1 * labels[:, None, None, None]
+        return Listed(
+            [{"image": i, "label": int(label)} for i, label in zip(images, labels, strict=True)]
+        )
+
+    fit, test = part(40), part(30)
+    data = TaskData("recognition", "here", SIDE, None, test, fit, categories=tuple("abcd"))
+    row = judge(data)(PixelFeatures())
+
+    def describe(items: Listed) -> tuple[Any, Any]:
+        images = torch.stack([item["image"] for item in items.items])
+        labels = np.array([item["label"] for item in items.items])
+        return PixelFeatures().describe(images).double().numpy(), labels
+
+    train_x, train_y = describe(fit)
+    test_x, test_y = describe(test)
+    scaler = StandardScaler().fit(train_x)
+    oracle = RidgeClassifierCV(alphas=10 ** np.arange(0, 5.5, 0.5))
+    oracle.fit(scaler.transform(train_x), train_y)
+    right = oracle.predict(scaler.transform(test_x)) == test_y
+    assert 0.3 < right.mean() < 1
+    assert row["Acc@1"] == Measured.of(right)
+
+
+def test_probes_of_two_classes_and_of_missing_ones() -> None:
+    train = np.array([[0.0, 1.0], [0.2, 0.8], [1.0, 0.0], [0.8, 0.3]])
+    labels = np.array([1, 1, 3, 3])
+    scores = probe(train, labels, train[::-1].copy(), 4)
+    assert scores.shape == (4, 4)
+    assert scores.argmax(1).tolist() == [3, 3, 1, 1]
+    assert (scores[:, [0, 2]] == -torch.inf).all(), "classes that training lacked score lowest"
+    torch.testing.assert_close(scores[:, 1], -scores[:, 3])
+
+
+@pytest.fixture
+def retrieval() -> TaskData:
+    def items(instances: list[int]) -> Listed:
+        return Listed([{"image": image(i / 10), "instance": i, "label": i // 2} for i in instances])
+
+    return TaskData(
+        "retrieval",
+        "here",
+        SIDE,
+        None,
+        items([0, 1, 2, 3]),
+        gallery=items([3, 2, 1, 0, 5]),
+        measures=("Acc@1", "mAP@all"),
+    )
+
+
+def embed(images: Tensor) -> Tensor:
+    return F.one_hot((value(images) * 10).round().long(), 6).float()
+
+
+def embed_neighbour(images: Tensor) -> Tensor:
+    """Instance i comes out as i, and a little less as the other one of its category."""
+    own = (value(images) * 10).round().long()
+    return F.one_hot(own, 6) + 0.5 * F.one_hot(own ^ 1, 6)
+
+
+def test_retrieval_by_instance_and_by_label(retrieval: TaskData) -> None:
+    row = judge(retrieval)(Answers("retrieval", embed))
+    assert {name: m.value for name, m in row.items()} == {"Acc@1": 1, "mAP@all": 1}
+    # By label both of a category are right: 0 and 1 in ranks 1 and 2, or 4 alone.
+    by_label = replace(retrieval, label="label")
+    row = judge(by_label)(Answers("retrieval", embed_neighbour))
+    assert row["mAP@all"].value == 1 and row["mAP@all"].count == 4
+    # All alike: the order is the gallery's, 3, 2, 1, 0, 5.
+    row = judge(retrieval)(Answers("retrieval", lambda images: torch.ones(len(images), 2)))
+    assert row["Acc@1"].value == 0.25
+    assert row["mAP@all"].value == pytest.approx((1 / 4 + 1 / 3 + 1 / 2 + 1) / 4)
+
+
+def test_retrieval_describes_plain_features(retrieval: TaskData) -> None:
+    model = Maps(lambda images: embed(images)[:, :, None, None].expand(-1, -1, 4, 4))
+    assert judge(retrieval)(model)["Acc@1"].value == 1
+    # A mean over parts of the image, not over all of it, is compared.
+    places = Maps(lambda images: embed(images)[:, :4].reshape(-1, 1, 2, 2))
+    assert judge(retrieval)(places)["Acc@1"].value == 1
+
+
+@pytest.fixture
+def correspondence() -> TaskData:
+    size = 100
+    source = torch.tensor([[10.0, 10], [50, 50], [90, 20]])
+    # Moved by 0, 5 and 12 px; the last point of the second pair is hidden.
+    target = source + torch.tensor([[0.0, 0], [3, 4], [0, 12]])
+    shown = torch.tensor([True, True, True])
+    pair = {"source": torch.zeros(3, size, size), "target": torch.zeros(3, size, size)}
+    points = {"source_points": source, "target_points": target}
+    items = [
+        {**pair, **points, "visible": shown},
+        {**pair, **points, "visible": torch.tensor([True, True, False])},
+        {**pair, **points, "visible": ~shown},
+    ]
+    return TaskData("correspondence", "here", size, None, Listed(items))
+
+
+def test_correspondence_by_hand(correspondence: TaskData) -> None:
+    row = judge(correspondence)(SamePlace())
+    # 5 px are 5 % of 100 px: right, the limit included. Pairs without a point do not count.
+    assert row == {"PCK@5": Measured.of([2 / 3, 1]), "PCK@10": Measured.of([2 / 3, 1])}
+    shift = torch.tensor([[0.0, 0], [3, 4], [0, 12]])
+
+    def find(source: Tensor, target: Tensor, points: Tensor, visible: Tensor) -> Tensor:
+        assert visible.shape == points.shape[:2]
+        return points + shift
+
+    row = judge(correspondence)(Answers("correspondence", find))
+    assert row["PCK@5"] == Measured.of([1, 1])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "limit"), [("pscnet", 1.0), ("sketchfusion", 0.0), ("", None)]
+)
+def test_protocols_differ_at_their_limit(
+    correspondence: TaskData, protocol: str, limit: float | None
+) -> None:
+    points = torch.tensor([[20.0, 20.0]])
+    item = {
+        **correspondence.test[0],
+        "source_points": points,
+        # 1 % of the image, exactly.
+        "target_points": points + torch.tensor([1.0, 0.0]),
+        "visible": torch.tensor([True]),
+    }
+    data = replace(correspondence, test=Listed([item, item]), protocol=protocol)
+    row = judge(data)(SamePlace())
+    if limit is None:
+        assert tuple(row) == ("PCK@5", "PCK@10")
+    else:
+        assert row["PCK@1"].value == limit and tuple(row) == ("PCK@1", "PCK@5", "PCK@10")
+
+
+def test_plain_features_match_by_similarity(correspondence: TaskData) -> None:
+    """A map that says where it is finds every place where it was."""
+
+    def where(images: Tensor) -> Tensor:
+        cells = torch.eye(20 * 20).reshape(1, 400, 20, 20)
+        return cells.expand(len(images), -1, -1, -1)
+
+    centres = torch.tensor([[12.5, 12.5], [52.5, 52.5], [92.5, 22.5]])
+    item = {**correspondence.test[0], "source_points": centres, "target_points": centres}
+    data = replace(correspondence, test=Listed([item, item]))
+    assert judge(data)(Maps(where))["PCK@5"].value == 1
+
+
+@pytest.fixture
+def query_segmentation() -> TaskData:
+    """The left half is meant; in the second item its upper half is not labelled."""
+    mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    mask[:, : SIDE // 2] = True
+    valid = torch.ones(SIDE, SIDE, dtype=torch.bool)
+    half = valid.clone()
+    half[: SIDE // 2] = False
+    photo = image(-1.0)
+    photo[:, :, : SIDE // 2] = 1.0
+    items = [
+        {"sketch": image(1.0), "photo": photo, "mask": mask, "valid": valid},
+        {"sketch": image(1.0), "photo": photo, "mask": mask, "valid": half},
+    ]
+    return TaskData("query_segmentation", "here", SIDE, None, Listed(items), Listed(items))
+
+
+def test_query_segmentation_by_hand(query_segmentation: TaskData) -> None:
+    perfect = Answers("query_segmentation", lambda sketch, photo: photo[:, 0])
+    row = judge(query_segmentation)(perfect)
+    assert row["mIoU"].value == row["pixel accuracy"].value == 1
+
+    def upper(sketch: Tensor, photo: Tensor) -> Tensor:
+        logits = torch.full((len(photo), SIDE, SIDE), -1.0)
+        logits[:, : SIDE // 2] = 1.0
+        return logits
+
+    row = judge(query_segmentation)(Answers("query_segmentation", upper))
+    # First: a quarter of the picture is right, of three quarters; second: nothing is found.
+    assert row["mIoU"] == Measured.of([1 / 3, 0])
+    assert row["pixel accuracy"] == Measured.of([1 / 2, 1 / 2])
+
+
+def test_plain_features_segment_above_a_fitted_threshold(query_segmentation: TaskData) -> None:
+    def sign(images: Tensor) -> Tensor:
+        return torch.cat([F.avg_pool2d(images[:, :1], 2), torch.ones(len(images), 1, 8, 8)], 1)
+
+    row = judge(query_segmentation)(Maps(sign))
+    assert row["mIoU"].value == 1
+    with pytest.raises(ValueError, match="no part to fit a threshold on"):
+        judge(replace(query_segmentation, fit=None))(Maps(sign))
+
+
+def test_threshold_has_the_best_mean_iou_of_labelled_pixels() -> None:
+    similarity = torch.linspace(-1, 1, 101).reshape(1, 1, 101)
+    mask = (similarity > 0.4).long()
+    threshold = fit_threshold([(similarity, mask)])
+    # 64 quantiles lie 2 / 65 apart.
+    assert abs(threshold - 0.4) < 2 / 65
+    # What is not labelled has no say.
+    ignored = torch.where(similarity < 0.7, 255, (similarity > 0.8).long())
+    assert 0.75 < fit_threshold([(similarity, ignored)]) < 0.83
+    # Two pictures disagree: the larger gain wins.
+    other = (similarity > -0.4).long()
+    scores = {}
+    both = np.tile(similarity.numpy().ravel(), 2)
+    for candidate in np.quantile(both, np.linspace(0, 1, 66)[1:-1]):
+        found = similarity > candidate
+        scores[float(candidate)] = sum(
+            float((found & (m == 1)).sum() / (found | (m == 1)).sum()) for m in (mask, other)
+        )
+    best = max(scores, key=lambda candidate: scores[candidate])
+    assert fit_threshold([(similarity, mask), (similarity, other)]) == pytest.approx(best)

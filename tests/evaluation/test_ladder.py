@@ -1,0 +1,157 @@
+"""The ladder: its rungs, one report after every model, and going on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sketchfusion_plugins.data.task_data import TaskData
+from sketchfusion_plugins.evaluation.judge import SamePlace
+from sketchfusion_plugins.evaluation.ladder import baselines, evaluate
+from sketchfusion_plugins.evaluation.report import Row
+from sketchfusion_plugins.features import (
+    ClipFeatures,
+    ConcatenatedFeatures,
+    DiffusionFeatures,
+    Features,
+    FusedFeatures,
+    HogFeatures,
+    PixelFeatures,
+    RandomFeatures,
+)
+
+QUIET = {"progress": False}
+
+
+class Pictures(Dataset[dict[str, Any]]):
+    """Noise, each picture an instance of its own."""
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.rand(count, 3, 32, 32, generator=generator) * 2 - 1
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "label": index % 2, "instance": index}
+
+
+class Constant(Features):
+    channels = 1
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.ones(len(image), 1, 4, 4)
+
+
+class Broken(Features):
+    def forward(self, image: Tensor) -> Tensor:
+        raise RuntimeError("out of memory")
+
+
+@pytest.fixture
+def data() -> TaskData:
+    return TaskData(
+        "retrieval", "here", 32, None, Pictures(6), gallery=Pictures(8), measures=("Acc@1",)
+    )
+
+
+class Counter:
+    """Builds a model and counts how often."""
+
+    def __init__(self, model: Callable[[], Features]) -> None:
+        self.model, self.built = model, 0
+
+    def __call__(self) -> Features:
+        self.built += 1
+        return self.model()
+
+
+@pytest.mark.parametrize("task", ["recognition", "retrieval", "correspondence"])
+def test_rungs_rise_from_chance_to_untrained(build: Any, task: str) -> None:
+    encoder = build(untouched=True)
+    rungs = {name: type(make()) for name, make in baselines(task, encoder).items()}
+    expected: dict[str, type[Features]] = {
+        "chance": RandomFeatures,
+        "same place": SamePlace,
+        "pixels": PixelFeatures,
+        "HOG": HogFeatures,
+        "CLIP": ClipFeatures,
+        "SD": DiffusionFeatures,
+        "SD + CLIP": ConcatenatedFeatures,
+        "fused, untrained": FusedFeatures,
+    }
+    if task != "correspondence":
+        del expected["same place"]
+    assert list(rungs.items()) == list(expected.items())
+
+
+def test_every_rung_is_measured(build: Any, data: TaskData) -> None:
+    finished: list[tuple[str, Row]] = []
+    report = evaluate(
+        data,
+        baselines("retrieval", build()),
+        about={"seed": 0},
+        finished=lambda name, row: finished.append((name, row)),
+        **QUIET,
+    )
+    assert report.about == {"n": 6, "gallery": 8, "size": 32, "seed": 0}
+    assert finished == list(report.rows.items()) and len(finished) == 7
+    assert report.rows["pixels"]["Acc@1"].value == 1, "the gallery holds the queries"
+    assert all(row["Acc@1"].count == 6 for row in report.rows.values())
+
+
+def test_reports_are_written_after_every_model(data: TaskData, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate(data, {"first": PixelFeatures, "second": Broken}, out=tmp_path, **QUIET)
+    rows = json.loads((tmp_path / "retrieval.json").read_text())["rows"]
+    assert list(rows) == ["first"] and rows["first"]["Acc@1"]["value"] == 1
+    assert "| first | 1.000" in (tmp_path / "retrieval.md").read_text()
+
+
+def test_what_was_measured_is_not_measured_again(data: TaskData, tmp_path: Path) -> None:
+    first, second = Counter(PixelFeatures), Counter(Constant)
+    whole = evaluate(data, {"first": first, "second": second}, **QUIET)
+    evaluate(data, {"first": first}, out=tmp_path, **QUIET)
+    finished: list[str] = []
+    report = evaluate(
+        data,
+        {"first": first, "second": second},
+        out=tmp_path,
+        finished=lambda name, _: finished.append(name),
+        **QUIET,
+    )
+    assert (first.built, second.built) == (2, 2)
+    assert report.rows == whole.rows and finished == ["first", "second"]
+    assert report.rows["second"]["Acc@1"].value == pytest.approx(1 / 6)
+
+
+def test_no_measured_row_is_lost(data: TaskData, tmp_path: Path) -> None:
+    later = Counter(PixelFeatures)
+    evaluate(data, {"later": later, "other": Constant}, out=tmp_path, **QUIET)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        models = {"new": Constant, "broken": Broken, "later": later}
+        evaluate(data, models, out=tmp_path, **QUIET)
+    rows = json.loads((tmp_path / "retrieval.json").read_text())["rows"]
+    assert list(rows) == ["new", "later", "other"]
+    report = evaluate(data, {"new": Constant, "later": later}, out=tmp_path, **QUIET)
+    assert list(report.rows) == ["new", "later", "other"] and later.built == 1
+
+
+def test_reports_on_other_data_are_kept(data: TaskData, tmp_path: Path) -> None:
+    evaluate(data, {"first": PixelFeatures}, out=tmp_path, **QUIET)
+    before = (tmp_path / "retrieval.json").read_bytes()
+    for changed in (replace(data, size=64), replace(data, test=Pictures(5))):
+        with pytest.raises(ValueError, match="Choose another folder"):
+            evaluate(changed, {"first": PixelFeatures}, out=tmp_path, **QUIET)
+    with pytest.raises(ValueError, match="Choose another folder"):
+        evaluate(data, {"first": PixelFeatures}, about={"seed": 1}, out=tmp_path, **QUIET)
+    assert (tmp_path / "retrieval.json").read_bytes() == before

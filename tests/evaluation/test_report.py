@@ -1,0 +1,120 @@
+"""Means with intervals, tables, and reports that are read again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from sketchfusion_plugins.evaluation.report import Measured, Report, read_rows
+from sketchfusion_plugins.metrics.intervals import bootstrap_mean, wilson
+
+HALF = Measured(0.5, 0.25, 0.75, 8)
+
+
+def report(**changes: Any) -> Report:
+    values: dict[str, Any] = {
+        "task": "retrieval",
+        "source": "openmoji",
+        "about": {"n": 8, "gallery": 9, "size": 64},
+        "rows": {"HOG": {"Acc@1": HALF, "Acc@5": Measured(1.0, 0.7, 1.0, 8)}},
+    }
+    return Report(**{**values, **changes})
+
+
+@pytest.mark.parametrize("items", [[1, 0, 0, 1, 1], [True, False], [0.0] * 80, [1.0] * 7])
+def test_right_or_wrong_has_wilsons_interval(items: list[Any]) -> None:
+    measured = Measured.of(items)
+    share, count = sum(items) / len(items), len(items)
+    low, high = wilson(share, count)
+    assert (measured.value, measured.count) == (share, count)
+    assert (measured.low, measured.high) == pytest.approx((low, high), abs=1e-12)
+    assert measured.low <= measured.value <= measured.high
+
+
+def test_shares_have_a_bootstrap_interval() -> None:
+    items = np.random.default_rng(0).random(40)
+    measured = Measured.of(items)
+    assert measured.value == pytest.approx(items.mean())
+    assert (measured.low, measured.high) == tuple(bootstrap_mean(items))
+    assert measured.low < measured.value < measured.high
+    assert Measured.of(items) == measured
+    equal = Measured.of([0.3] * 5)
+    assert equal.low <= equal.value <= equal.high
+
+
+def test_measures_read_as_value_and_interval() -> None:
+    assert str(HALF) == "0.500 (0.250 to 0.750)"
+
+
+def test_markdown() -> None:
+    rows = {
+        "HOG": {"Acc@1": HALF},
+        "fused": {"Acc@1": Measured(1.0, 0.7, 1.0, 8), "Acc@5": HALF},
+    }
+    assert report(rows=rows).markdown() == (
+        "| retrieval, openmoji | Acc@1 | Acc@5 |\n"
+        "|---|---|---|\n"
+        "| HOG | 0.500 (0.250 to 0.750) |  |\n"
+        "| fused | 1.000 (0.700 to 1.000) | 0.500 (0.250 to 0.750) |\n"
+        "\n"
+        "95 % intervals in brackets; n 8, gallery 9, size 64.\n"
+    )
+
+
+def test_table_holds_every_figure() -> None:
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(report().table())
+    text = captured.get()
+    for part in ("retrieval, openmoji", "HOG", "Acc@1", "0.500 (0.250 to 0.750)", "gallery 9"):
+        assert part in text
+
+
+def test_written_rows_are_read_again(tmp_path: Path) -> None:
+    written = report()
+    written.write(tmp_path / "new")
+    assert (tmp_path / "new" / "retrieval.md").read_text() == written.markdown()
+    assert json.loads((tmp_path / "new" / "retrieval.json").read_text()) == written.as_json()
+    rows = read_rows(tmp_path / "new" / "retrieval.json", report(rows={}))
+    assert rows == written.rows
+    assert isinstance(rows["HOG"]["Acc@1"], Measured)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"task": "recognition"}, {"source": "sketchy:/data"}, {"about": {"n": 9, "size": 64}}],
+)
+def test_reports_on_other_data_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    report().write(tmp_path)
+    with pytest.raises(ValueError, match=r"reports on .* expected .* Choose another folder"):
+        read_rows(tmp_path / "retrieval.json", report(**changes))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "{}",
+        '{"rows": []}',
+        '{"rows": {"HOG": 3}}',
+        '{"rows": {"HOG": {"Acc@1": {"value": 1}}}}',
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "retrieval.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"retrieval\.json is no report of ours"):
+        read_rows(path, report())
+
+
+def test_missing_files_are_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_rows(tmp_path / "retrieval.json", report())

@@ -1,0 +1,116 @@
+"""Pictures in an index: interruption, and what the index remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+pytest.importorskip("faiss")
+
+from sketchfusion_plugins.features import HogFeatures
+from sketchfusion_plugins.index import IndexWriter, SketchIndex
+from sketchfusion_plugins.inference import gallery
+from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures, search_pictures
+from sketchfusion_plugins.inference.picture_files import Problems
+
+SIZE = 64
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    found = []
+    for number in range(10):
+        image = Image.new("RGB", (60, 40 + number), "white")
+        ImageDraw.Draw(image).line((number, 5, 55 - 4 * number, 35), fill="black", width=3)
+        found.append(tmp_path / f"{number}.png")
+        image.save(found[-1])
+    return found
+
+
+def _described(model: Any) -> GalleryModel:
+    return GalleryModel.of(model, "hog", "pretrained", SIZE)
+
+
+def _vectors(index: Path) -> np.ndarray:
+    return np.concatenate(list(SketchIndex.open(index).vectors()))
+
+
+@pytest.mark.parametrize(("together", "kept"), [(1, 6), (4, 4), (5, 6), (100, 0)])
+def test_what_was_committed_survives_and_a_second_run_goes_on(
+    paths: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    together: int,
+    kept: int,
+) -> None:
+    model, index = HogFeatures(), tmp_path / "index"
+    options: dict[str, Any] = {"batch_size": 2, "together": together, "progress": False}
+
+    described: list[Path] = []
+    real = gallery.describe_files
+
+    def dying(*arguments: Any, **settings: Any) -> Iterator[Any]:
+        for number, batch in enumerate(real(*arguments, **settings)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(gallery, "describe_files", dying)
+    with pytest.raises(KeyboardInterrupt):
+        add_pictures(index, model, _described(model), paths, Problems(), **options)
+    assert len(SketchIndex.open(index)) == kept
+
+    def counting(*arguments: Any, **settings: Any) -> Iterator[Any]:
+        for part, vectors in real(*arguments, **settings):
+            described.extend(part)
+            yield part, vectors
+
+    monkeypatch.setattr(gallery, "describe_files", counting)
+    result = add_pictures(index, model, _described(model), paths, Problems(), **options)
+    assert result == (10 - kept, 10)
+    assert described == paths[kept:]
+    whole = add_pictures(
+        tmp_path / "whole", model, _described(model), paths, Problems(), progress=False
+    )
+    assert whole == (10, 10)
+    np.testing.assert_array_equal(_vectors(index), _vectors(tmp_path / "whole"))
+
+
+def test_hits_are_cosine_neighbours(paths: list[Path], tmp_path: Path) -> None:
+    from sketchfusion_plugins.images import open_image, to_tensor
+
+    model, index = HogFeatures(), tmp_path / "index"
+    described = _described(model)
+    add_pictures(index, model, described, paths, Problems(), progress=False)
+    images = torch.stack([to_tensor(open_image(path), SIZE) for path in paths])
+    vectors = model.describe(images)
+    similarity = vectors @ vectors.T
+    found = dict(search_pictures(index, model, described, paths, Problems(), top=3, progress=False))
+    assert list(found) == paths
+    for number, hits in enumerate(found.values()):
+        scores, order = similarity[number].topk(3)
+        assert [hit.key for hit in hits] == [str(paths[place]) for place in order.tolist()]
+        torch.testing.assert_close(torch.tensor([hit.score for hit in hits]), scores)
+
+
+def test_the_model_is_remembered(paths: list[Path], tmp_path: Path) -> None:
+    model, index = HogFeatures(), tmp_path / "index"
+    described = _described(model)
+    add_pictures(index, model, described, paths[:1], Problems(), progress=False)
+    assert GalleryModel.read(index) == described
+    assert isinstance(described.open(), HogFeatures)
+    with pytest.raises(ValueError, match="is not the model that the index was built with"):
+        described.open(place="pixels")
+
+
+@pytest.mark.parametrize("model", ["", "some text", "[]", '{"name": "hog"}'])
+def test_indexes_of_others_are_refused(tmp_path: Path, model: str) -> None:
+    IndexWriter.create(tmp_path / "index", 4, model=model).close()
+    with pytest.raises(ValueError, match="does not say which model made it"):
+        GalleryModel.read(tmp_path / "index")

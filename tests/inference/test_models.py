@@ -1,0 +1,208 @@
+"""Models by name, and their fingerprints."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+
+from sketchfusion_plugins import SketchFusionEncoder, preset
+from sketchfusion_plugins.checkpoint import CheckpointError
+from sketchfusion_plugins.features import (
+    ClipFeatures,
+    ConcatenatedFeatures,
+    DiffusionFeatures,
+    Features,
+    FusedFeatures,
+    HogFeatures,
+    PixelFeatures,
+    TimmFeatures,
+)
+from sketchfusion_plugins.inference.models import (
+    config_of,
+    default_size,
+    find_config,
+    fresh_encoder,
+    identify,
+    model_fingerprint,
+    open_model,
+)
+from sketchfusion_plugins.presets import PRESETS
+from sketchfusion_plugins.tasks.load import build_task
+from sketchfusion_plugins.tasks.retrieval import Retrieval
+
+TINY = preset("tiny").replace(weights="random")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    encoder = fresh_encoder(TINY)
+    encoder.save_pretrained(folder / "encoder")
+    torch.manual_seed(0)
+    build_task("retrieval", encoder, dim=8).save_pretrained(folder / "retrieval")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tiny", FusedFeatures),
+        ("sketchfusion_tiny", FusedFeatures),
+        ("sketchfusion_tiny.untrained", FusedFeatures),
+        ("clip:tiny", ClipFeatures),
+        ("sd:tiny", DiffusionFeatures),
+        ("sd+clip:sketchfusion_tiny", ConcatenatedFeatures),
+        ("hog", HogFeatures),
+        ("pixels", PixelFeatures),
+        ("timm:test_vit", TimmFeatures),
+        ("timm:test_resnet", TimmFeatures),
+    ],
+)
+def test_every_kind_of_name(name: str, kind: type[Features]) -> None:
+    model = open_model(name, weights="random")
+    assert type(model) is kind and not model.training
+    with torch.inference_mode():
+        described = model.describe(torch.rand(2, 3, 64, 64) * 2 - 1)
+        again = open_model(name, weights="random").describe(torch.zeros(1, 3, 64, 64))
+        torch.testing.assert_close(model.describe(torch.zeros(1, 3, 64, 64)), again)
+    torch.testing.assert_close(described.norm(dim=1), torch.ones(2))
+
+
+def test_parts_stand_on_the_paper_unless_told() -> None:
+    assert config_of("clip") == config_of("sd+clip") == PRESETS["paper"]
+    assert config_of("sd:cleandift", "random") == PRESETS["cleandift"].replace(weights="random")
+
+
+def test_checkpoints(saved: Path) -> None:
+    task = open_model(str(saved / "retrieval"))
+    assert isinstance(task, Retrieval) and task.settings["dim"] == 8
+    assert isinstance(open_model(str(saved / "retrieval"), "retrieval"), Retrieval)
+    # An encoder's checkpoint is of no task, and fits any.
+    assert isinstance(open_model(str(saved / "encoder"), "retrieval"), FusedFeatures)
+    with pytest.raises(ValueError, match=r"trained for retrieval, expected .* recognition"):
+        open_model(str(saved / "retrieval"), "recognition")
+
+
+@pytest.mark.parametrize("name", ["nonsense", "clip:nonsense", "sketchfusion_tiny.sd21", ""])
+def test_unknown_names_list_the_choices(name: str) -> None:
+    with pytest.raises(ValueError, match=r"paper, official.*sketchfusion_base.*clip:tiny.*hog"):
+        open_model(name)
+
+
+def test_unknown_timm_name() -> None:
+    with pytest.raises(ValueError, match=r"timm has no model 'vit_nothing'"):
+        open_model("timm:vit_nothing")
+
+
+def test_folder_without_adapters(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"expected adapters\.safetensors in"):
+        open_model(str(tmp_path))
+    (tmp_path / "adapters.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(CheckpointError, match="damaged"):
+        open_model(str(tmp_path))
+
+
+def test_precision(saved: Path) -> None:
+    for name in ("tiny", "clip:tiny", str(saved / "encoder"), str(saved / "retrieval")):
+        model = open_model(name, weights="random", dtype="bfloat16")
+        encoder = next(m for m in model.modules() if isinstance(m, SketchFusionEncoder))
+        assert encoder.config.foundation_dtype == "bfloat16"
+        assert next(encoder.diffusion.parameters()).dtype == torch.bfloat16
+        assert encoder.dtype == torch.float32
+    with pytest.raises(ValueError, match="hog computes in float32 alone"):
+        open_model("hog", dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("paper", 336),
+        ("official", 336),
+        ("sd:sd15", 336),
+        ("sketchfusion_small", 256),
+        ("sd+clip:tiny", 128),
+        ("hog", 128),
+        ("timm:vit_base_patch14_dinov2", 518),
+        ("timm:vit_base_patch16_224", 224),
+    ],
+)
+def test_default_sizes(name: str, size: int) -> None:
+    assert default_size(name) == size
+
+
+def test_size_of_a_checkpoint_is_its_foundations(saved: Path) -> None:
+    assert default_size(str(saved / "retrieval")) == 128
+
+
+def test_fresh_adapters_come_from_the_seed_alone() -> None:
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    first = fresh_encoder(TINY, seed=3).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(8)
+    second = fresh_encoder(TINY, seed=3).state_dict()
+    other = fresh_encoder(TINY, seed=4).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+
+
+def test_fingerprint_is_the_same_in_every_process(saved: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(saved / "retrieval", tmp_path / "moved"))
+    names = ["tiny", "hog", "timm:test_vit", str(moved)]
+    code = (
+        "from sketchfusion_plugins.inference.models import *\n"
+        f"for name in {names!r}: print(model_fingerprint(open_model(name, weights='random')))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    names[-1] = str(saved / "retrieval")
+    torch.manual_seed(99)
+    assert output == [model_fingerprint(open_model(name, weights="random")) for name in names]
+    assert len(set(output)) == len(names)
+
+
+def test_fingerprint_forgets_precision_and_sees_everything_else() -> None:
+    def fingerprint(seed: int = 0, **changes: object) -> str:
+        return model_fingerprint(FusedFeatures(fresh_encoder(TINY.replace(**changes), seed)))
+
+    same = fingerprint()
+    assert fingerprint(foundation_dtype="bfloat16") == same
+    others = [
+        fingerprint(seed=1),
+        fingerprint(random_seed=1),
+        fingerprint(diffusion__timestep=50),
+        fingerprint(diffusion__seed=1),
+        fingerprint(aggregation__stride=16),
+    ]
+    assert len({same, *others}) == 6
+
+
+def test_fingerprint_sees_one_changed_weight() -> None:
+    task = build_task("retrieval", fresh_encoder(TINY), dim=8)
+    before = model_fingerprint(task)
+    assert model_fingerprint(task.train()) == before
+    with torch.no_grad():
+        next(task.head.parameters()).view(-1)[0] += 1e-3
+    assert model_fingerprint(task) != before
+
+
+def test_identify(saved: Path) -> None:
+    assert identify("hog") == "hog"
+    assert identify("timm:test_vit", "random") == "timm:test_vit (random)"
+    assert identify("clip:tiny", "random") == "clip:tiny (random foundations)"
+    for name in ("retrieval", "encoder"):
+        folder = saved / name
+        digest = sha256((folder / "adapters.safetensors").read_bytes()).hexdigest()[:8]
+        assert identify(str(folder)) == f"{folder} (random foundations, adapters {digest})"
+
+
+def test_names_of_timm_and_presets_agree() -> None:
+    assert find_config("sketchfusion_base") == find_config("sketchfusion_base.sd21")
+    assert find_config("sketchfusion_base.cleandift") == PRESETS["cleandift"]

@@ -1,0 +1,89 @@
+"""Finding, reading and writing picture files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sketchfusion_plugins.images import open_image, to_tensor
+from sketchfusion_plugins.inference.picture_files import (
+    Problems,
+    check_png,
+    list_pictures,
+    read_pictures,
+    write_png,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.PNG", "a.jpg", "deep/er/c.webp", ".hidden/d.png", ".e.png", "notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    return tmp_path
+
+
+def test_folders_are_searched_and_sorted(folder: Path) -> None:
+    expected = [folder / name for name in ("a.jpg", "b.PNG", "deep/er/c.webp")]
+    assert list_pictures([folder]) == expected
+    # Named outright, once: any suffix, also what is not there.
+    named = [folder / "notes.txt", folder / "b.PNG", folder / "none.png"]
+    assert list_pictures([*named, folder, str(folder)]) == [*named, expected[0], expected[2]]
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no picture; looked for \.bmp"):
+        list_pictures([tmp_path])
+    with pytest.raises(FileNotFoundError, match="no picture was named"):
+        list_pictures([])
+
+
+def _write(folder: Path) -> list[Path]:
+    Image.new("RGBA", (20, 10), (255, 0, 0, 128)).save(folder / "a.png")
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:50])
+    (folder / "c.jpg").write_text("no picture")
+    Image.new("L", (9, 30), 7).save(folder / "d.gif")
+    return [folder / name for name in ("a.png", "b.png", "c.jpg", "d.gif", "e.png")]
+
+
+def test_bad_files_are_told_apart(tmp_path: Path) -> None:
+    paths = _write(tmp_path)
+    problems = Problems()
+    readable, images = read_pictures(paths, 48, problems)
+    assert readable == [paths[0], paths[3]]
+    assert images is not None and images.shape == (2, 3, 48, 48)
+    np.testing.assert_array_equal(images[1], to_tensor(open_image(paths[3]), 48))
+    assert len(problems.found) == 3
+    for path, line in zip((paths[1], paths[2], paths[4]), problems.found, strict=True):
+        assert line.count(str(path)) == 1
+    assert read_pictures(paths[1:3], 48, Problems()) == ([], None)
+
+
+def test_strict_stops_at_the_first(tmp_path: Path) -> None:
+    paths = _write(tmp_path)
+    with pytest.raises(OSError, match=r"b\.png"):
+        read_pictures(paths, 48, Problems(strict=True))
+
+
+def test_decompression_bombs_are_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = _write(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    problems = Problems()
+    assert read_pictures(paths[:1], 48, problems) == ([], None)
+    assert "a.png: " in problems.found[0]
+
+
+def test_written_pictures(tmp_path: Path) -> None:
+    pixels = np.arange(30, dtype=np.uint8).reshape(5, 6)
+    write_png(pixels, tmp_path / "made" / "mask.png")
+    with Image.open(tmp_path / "made" / "mask.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["mask.png"]
+    with pytest.raises(ValueError, match=r"'mask\.jpg', expected a name that ends in \.png"):
+        write_png(pixels, tmp_path / "mask.jpg")
+    check_png(None)

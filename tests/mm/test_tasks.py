@@ -1,0 +1,449 @@
+"""Tasks trained by mmengine's Runner: every task, resuming, sharing out, averaging, refusing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+pytest.importorskip("mmseg")
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch.utils.data import default_collate
+
+from sketchfusion_plugins.checkpoint import CheckpointError, adapter_state
+from sketchfusion_plugins.data.sources import load_task_data
+from sketchfusion_plugins.data.task_data import TaskData
+from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.evaluation.judge import Judge
+from sketchfusion_plugins.tasks.load import build_task, load_task
+
+SIZE = 64
+CONCEPTS = 45
+TASKS = ("recognition", "retrieval", "query_segmentation", "correspondence")
+FOUNDATIONS = ("diffusion.", "semantic.")
+
+
+class PowerCutError(Exception):
+    """Stands for whatever ends a training early."""
+
+
+@HOOKS.register_module(force=True)
+class CutHook(Hook):  # type: ignore[misc]
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.iter == 3:
+            raise PowerCutError
+
+
+@HOOKS.register_module(force=True)
+class LookHook(Hook):  # type: ignore[misc]
+    runners: ClassVar[list[Any]] = []
+    starts: ClassVar[list[int]] = []
+
+    def before_train(self, runner: Any) -> None:
+        self.runners.append(runner)
+        self.starts.append(runner.iter)
+
+
+@pytest.fixture(scope="module")
+def data_of() -> Callable[[str], TaskData]:
+    """A few OpenMoji concepts as data of a task."""
+    loaded: dict[str, TaskData] = {}
+
+    def load(task: str) -> TaskData:
+        if task not in loaded:
+            limit = 2 * CONCEPTS if task == "recognition" else CONCEPTS
+            loaded[task] = load_task_data(task, "openmoji", SIZE, seed=0, limit=limit)
+        return loaded[task]
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def changes(pipeline_folder: Path, clip_folder: Path) -> dict[str, Any]:
+    """What makes sketchfusion_tiny smaller still."""
+    return {
+        "diffusion__source": str(pipeline_folder),
+        "semantic__source": str(clip_folder),
+        "semantic__kind": "clip",
+        "semantic__final_norm": False,
+        "aggregation__out_channels": 32,
+        "aggregation__norm_groups": 8,
+    }
+
+
+@pytest.fixture(scope="module")
+def config_of(changes: dict[str, Any]) -> Callable[..., Any]:
+    """A task's shipped config, cut to a few iterations of four items."""
+    from sketchfusion_plugins.mm.train_task import read_config
+
+    def make(name: str, work: Path, iterations: int = 2, **options: Any) -> Any:
+        config = read_config(
+            name,
+            {
+                "encoder.changes": {**changes, "weights": "pretrained"},
+                "data.size": SIZE,
+                "train_dataloader.batch_size": 4,
+                "train_cfg.max_iters": iterations,
+                "train_cfg.val_interval": iterations,
+                "default_hooks.checkpoint.interval": 2,
+                "default_hooks.checkpoint.max_keep_ckpts": -1,
+                "default_hooks.logger.interval": 1,
+                "judge.progress": False,
+                **{key.replace("__", "."): value for key, value in options.items()},
+            },
+        )
+        config.work_dir = str(work)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def train(
+    config_of: Callable[..., Any], data_of: Callable[[str], TaskData]
+) -> Callable[..., tuple[Any, Any]]:
+    from sketchfusion_plugins.mm.train_task import train_task
+
+    def run(name: str, work: Path, iterations: int = 2, **options: Any) -> tuple[Any, Any]:
+        return train_task(config_of(name, work, iterations, **options), data_of(name))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(
+    train: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Any, Any, Path]]:
+    """A task after four iterations, its measures and its work directory; to be read only."""
+    done: dict[str, tuple[Any, Any, Path]] = {}
+
+    def get(name: str) -> tuple[Any, Any, Path]:
+        if name not in done:
+            work = tmp_path_factory.mktemp(name)
+            done[name] = (*train(name, work, 4), work)
+        return done[name]
+
+    return get
+
+
+@pytest.fixture
+def model_of(data_of: Callable[[str], TaskData], build: Any) -> Callable[..., Any]:
+    """A `TaskModel` on the small folders."""
+    from sketchfusion_plugins.mm.tasks import TaskModel
+
+    def make(name: str, **options: Any) -> Any:
+        torch.manual_seed(0)
+        settings = {"classes": data_of(name).categories} if name == "recognition" else {}
+        return TaskModel(build_task(name, build(**options), **settings))
+
+    return make
+
+
+def saved(work: Path, iteration: int) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(work / f"iter_{iteration}.pth", weights_only=False)
+    return state
+
+
+def values_of(row: Any) -> dict[str, float]:
+    return {name: measured.value for name, measured in row.items()}
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_trains_and_is_measured(
+    name: str,
+    trained: Callable[[str], Any],
+    data_of: Callable[[str], TaskData],
+) -> None:
+    task, row, _ = trained(name)
+    data = data_of(name)
+    assert tuple(row) == data.measures
+    assert all(0 <= m.low <= m.value <= m.high <= 1 for m in row.values())
+    # What was trained moved, each part of it; foundations did not.
+    config = task.encoder.config
+    torch.manual_seed(0)
+    settings = dict(task.settings)
+    fresh = build_task(name, SketchFusionEncoder(config), **settings)
+    before, after = dict(fresh.named_parameters()), dict(task.named_parameters())
+    for key, parameter in after.items():
+        frozen = key.startswith(("features.encoder.diffusion", "features.encoder.semantic"))
+        assert parameter.requires_grad != frozen, key
+        assert torch.equal(parameter, before[key]) == frozen, key
+    assert task.training, "the judge leaves the task in the mode that it was in"
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_adapters_hold_the_measured_task(
+    name: str, trained: Callable[[str], Any], data_of: Callable[[str], TaskData]
+) -> None:
+    task, row, work = trained(name)
+    loaded = load_task(work / "adapters")
+    assert_same(adapter_state(loaded), adapter_state(task))
+    assert Judge(data_of(name), progress=False)(loaded) == row
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_checkpoints_hold_no_foundation(name: str, trained: Callable[[str], Any]) -> None:
+    task, _, work = trained(name)
+    state = saved(work, 4)["state_dict"]
+    assert set(state) == {
+        "foundation_fingerprint",
+        *(f"task.{key}" for key in adapter_state(task)),
+    }
+    assert not any(part in key for key in state for part in FOUNDATIONS)
+    # Weights and two moments of the optimiser.
+    adapters = sum(t.numel() * t.element_size() for t in adapter_state(task).values())
+    assert (work / "iter_4.pth").stat().st_size < 3 * adapters + 500_000
+
+
+@pytest.mark.parametrize("name", ["recognition", "query_segmentation"])
+def test_resumed_equals_uninterrupted(
+    name: str, trained: Callable[[str], Any], train: Callable[..., Any], tmp_path: Path
+) -> None:
+    _, row, work = trained(name)
+
+    hooks = [{"type": "SaveAdaptersHook"}, {"type": "CutHook"}]
+    with pytest.raises(PowerCutError):
+        train(name, tmp_path, 4, custom_hooks=hooks)
+    assert not (tmp_path / "iter_4.pth").exists()
+    LookHook.starts.clear()
+    hooks[-1] = {"type": "LookHook"}
+    task, resumed = train(name, tmp_path, 4, custom_hooks=hooks, resume=True)
+    assert LookHook.starts == [2], "not from the start"
+    assert_same(saved(tmp_path, 4)["state_dict"], saved(work, 4)["state_dict"])
+    assert_same(adapter_state(task), adapter_state(load_task(work / "adapters")))
+    assert resumed == row
+
+
+def test_judging_on_the_way_changes_nothing(
+    trained: Callable[[str], Any], train: Callable[..., Any], tmp_path: Path
+) -> None:
+    # Its photos and their places are drawn from the global generator, which judging leaves alone.
+    _, row, work = trained("retrieval")
+    _, judged_often = train("retrieval", tmp_path, 4, train_cfg__val_interval=1)
+    assert judged_often == row
+    assert_same(saved(tmp_path, 4)["state_dict"], saved(work, 4)["state_dict"])
+    log = next(tmp_path.glob("*/vis_data/scalars.json")).read_text().splitlines()
+    measured = [json.loads(line) for line in log if "Acc@1" in line]
+    assert [line["step"] for line in measured] == [1, 2, 3, 4]
+    assert measured[-1]["Acc@1"] == pytest.approx(row["Acc@1"].value)
+
+
+def test_resuming_what_is_done_measures_it(
+    trained: Callable[[str], Any], train: Callable[..., Any], tmp_path: Path
+) -> None:
+    task, row = train("retrieval", tmp_path, 2)
+    again, measured = train("retrieval", tmp_path, 2, resume=True)
+    assert measured == row
+    assert_same(adapter_state(again), adapter_state(task))
+
+
+def test_retrieval_trains_for_what_its_data_compare(
+    config_of: Callable[..., Any], data_of: Callable[[str], TaskData], tmp_path: Path
+) -> None:
+    from sketchfusion_plugins.mm.train_task import train_task
+
+    data = data_of("retrieval")
+    config = config_of("retrieval", tmp_path / "own", 1)
+    task, _ = train_task(config, replace(data, label="label"))
+    assert task.settings["by"] == "category"
+    config = config_of("retrieval", tmp_path / "asked", 1, task__settings__by="instance")
+    task, _ = train_task(config, replace(data, label="label"))
+    assert task.settings["by"] == "instance"
+
+
+def test_another_seed_trains_another_task(
+    trained: Callable[[str], Any], train: Callable[..., Any], tmp_path: Path
+) -> None:
+    task, _, _ = trained("retrieval")
+    other, _ = train("retrieval", tmp_path, 2, randomness__seed=1)
+    assert not torch.equal(task.head.projection.weight, other.head.projection.weight)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_loss_falls_on_a_few_fixed_samples(
+    name: str, model_of: Callable[..., Any], data_of: Callable[[str], TaskData]
+) -> None:
+    from mmengine.optim import build_optim_wrapper
+
+    data = data_of(name).train
+    torch.manual_seed(0)
+    batch = default_collate([data[index] for index in range(8)])
+    model = model_of(name, aggregation__out_channels=32).train()
+    optimiser = {"type": "AdamW", "lr": 5e-3}
+    wrapper = build_optim_wrapper(
+        model,
+        {
+            "constructor": "AdapterOptimWrapperConstructor",
+            "optimizer": optimiser,
+            "clip_grad": {"max_norm": 1.0},
+        },
+    )
+    losses = [model.train_step(batch, wrapper)["loss"].item() for _ in range(20)]
+    first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
+    assert last < 0.8 * first, losses
+
+
+def test_two_processes_train_on_their_shares_and_save_once(
+    config_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = config_of(
+        "query_segmentation",
+        tmp_path / "work",
+        2,
+        data__limit=24,
+        train_dataloader__batch_size=2,
+        custom_hooks=[{"type": "SaveAdaptersHook"}, {"type": "Watch"}],
+    )
+    config.launcher = "pytorch"
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    script = str(Path(__file__).with_name("train_task_process.py"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", script, str(tmp_path / "config.json"), str(tmp_path)]
+    # Also on a machine with GPUs.
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    for rank in ranks:
+        assert rank["type"] == "MMDistributedDataParallel" and not rank["find_unused"]
+        assert len(rank["seen"]) == 4
+    assert not set(ranks[0]["seen"]) & set(ranks[1]["seen"])
+    parameters = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
+    assert_same(*parameters)
+    assert ranks[0]["row"] == ranks[1]["row"]
+    assert len(list((tmp_path / "work").glob("*.pth"))) == 1
+    assert len(list((tmp_path / "work").rglob("adapters.safetensors"))) == 1
+    assert len(list((tmp_path / "work").glob("*/*.log"))) == 1
+    loaded = dict(load_task(tmp_path / "work" / "adapters").named_parameters())
+    assert all(torch.equal(loaded[key], value) for key, value in parameters[0].items())
+
+
+def test_launching_without_torchrun_says_how(
+    config_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sketchfusion_plugins.mm.train_task import train_task
+
+    monkeypatch.delenv("RANK", raising=False)
+    config = config_of("retrieval", tmp_path)
+    config.launcher = "pytorch"
+    with pytest.raises(ValueError, match=r"expects torchrun's environment, got none\. Run:"):
+        train_task(config)
+
+
+def test_averaged_weights_are_judged_and_saved(
+    train: Callable[..., Any], data_of: Callable[[str], TaskData], tmp_path: Path
+) -> None:
+    hooks = [{"type": "EMAHook", "momentum": 0.3}, {"type": "SaveAdaptersHook"}]
+    task, row = train(
+        "query_segmentation", tmp_path, 4, custom_hooks=[*hooks, {"type": "LookHook"}]
+    )
+    runner = LookHook.runners.pop()
+    hook = next(hook for hook in runner.hooks if type(hook).__name__ == "EMAHook")
+    model, averaged = runner.model, hook.ema_model.module
+    encoder, other = model.task.encoder, averaged.task.encoder
+    assert encoder.diffusion is other.diffusion and encoder.semantic is other.semantic
+    assert encoder.injector is not other.injector
+    average, raw = averaged.task.head.threshold, model.task.head.threshold
+    assert not torch.equal(average, raw)
+    # mmengine swaps them: the average lies under state_dict, what trains under ema_state_dict.
+    state = saved(tmp_path, 4)
+    assert not any(part in key for key in state["ema_state_dict"] for part in FOUNDATIONS)
+    assert torch.equal(state["state_dict"]["task.head.threshold"], average)
+    loaded = load_task(tmp_path / "adapters")
+    assert_same(adapter_state(loaded), adapter_state(averaged.task))
+    assert_same(adapter_state(task), adapter_state(averaged.task))
+    assert Judge(data_of("query_segmentation"), progress=False)(loaded) == row
+    # The average goes on where it was, too.
+    interrupted = tmp_path / "interrupted"
+    with pytest.raises(PowerCutError):
+        train("query_segmentation", interrupted, 4, custom_hooks=[*hooks, {"type": "CutHook"}])
+    resumed, _ = train("query_segmentation", interrupted, 4, custom_hooks=hooks, resume=True)
+    assert_same(adapter_state(resumed), adapter_state(averaged.task))
+
+
+def test_copies_share_the_foundations(model_of: Callable[..., Any]) -> None:
+    from copy import deepcopy
+
+    model = model_of("retrieval")
+    copied = deepcopy(model)
+    for name, parameter in model.named_parameters():
+        assert (copied.get_parameter(name) is parameter) == (not parameter.requires_grad), name
+
+
+def test_other_foundations_are_refused(
+    model_of: Callable[..., Any], trained: Callable[[str], Any], train: Callable[..., Any]
+) -> None:
+    _, _, work = trained("retrieval")
+    state = saved(work, 4)["state_dict"]
+    other = model_of("retrieval", weights="random", aggregation__out_channels=32)
+    with pytest.raises(CheckpointError, match="trained on other foundations"):
+        other.load_state_dict(state)
+    same = model_of("retrieval", aggregation__out_channels=32)
+    assert same.load_state_dict(state).missing_keys == []
+    assert torch.equal(same.task.head.projection.weight, state["task.head.projection.weight"])
+
+
+def test_training_starts_from_adapters(
+    trained: Callable[[str], Any], train: Callable[..., Any], tmp_path: Path
+) -> None:
+    task, _, work = trained("retrieval")
+    assert task.settings["by"] == "instance"
+    started, _ = train(
+        "correspondence",
+        tmp_path,
+        1,
+        encoder={"adapters": str(work / "adapters"), "with_cp": True, "_delete_": True},
+        optim_wrapper__optimizer__lr=0.0,
+        default_hooks__checkpoint__interval=1,
+    )
+    assert started.encoder.diffusion.denoiser.unet.is_gradient_checkpointing
+    assert_same(adapter_state(started.encoder), adapter_state(task.encoder))
+
+
+def test_models_compute_losses_alone(model_of: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="expected mode 'loss', got 'predict'"):
+        model_of("retrieval")(mode="predict")
+
+
+def test_data_without_a_training_part_are_refused(
+    config_of: Callable[..., Any], data_of: Callable[[str], TaskData], tmp_path: Path
+) -> None:
+    from sketchfusion_plugins.mm.train_task import train_task
+
+    data = replace(data_of("correspondence"), train=None, source="psc6k-pscnet:/data")
+    with pytest.raises(ValueError, match="psc6k-pscnet:/data has nothing to train on"):
+        train_task(config_of("correspondence", tmp_path), data)
+
+
+def test_configs_are_found_by_name_and_path(tmp_path: Path) -> None:
+    from sketchfusion_plugins.mm.train_task import list_configs, read_config
+
+    assert set(list_configs()) == set(TASKS)
+    config = read_config("retrieval", {"train_cfg.max_iters": 7, "task.settings.dim": 32})
+    assert config.train_cfg.max_iters == 7 and config.task.settings.dim == 32
+    path = tmp_path / "mine.py"
+    path.write_text(f"_base_ = [{str(list_configs()['recognition'])!r}]\nlog_level = 'ERROR'\n")
+    mine = read_config(str(path))
+    assert mine.task.name == "recognition" and mine.log_level == "ERROR"
+    with pytest.raises(ValueError, match="no task config 'matching'; choose one of correspond"):
+        read_config("matching")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.py"):
+        read_config(str(tmp_path / "nowhere.py"))

@@ -1,0 +1,229 @@
+"""Features against what they are made of: the encoder's parts, timm, scikit-image, pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from skimage.feature import hog
+from torch import Tensor
+
+from sketchfusion_plugins.baselines import hog_features, pixel_features
+from sketchfusion_plugins.features import (
+    ClipFeatures,
+    ConcatenatedFeatures,
+    DiffusionFeatures,
+    Features,
+    FusedFeatures,
+    HogFeatures,
+    PixelFeatures,
+    RandomFeatures,
+    TimmFeatures,
+    join,
+)
+
+SIZES = [(64, 64), (45, 99), (72, 40)]
+MODELS: dict[str, Callable[[Any], Features]] = {
+    "clip": lambda build: ClipFeatures(build()),
+    "concatenated": lambda build: ConcatenatedFeatures(build()),
+    "diffusion": lambda build: DiffusionFeatures(build()),
+    "fused": lambda build: FusedFeatures(build()),
+    "hog": lambda _: HogFeatures(),
+    "pixels": lambda _: PixelFeatures(),
+    "timm": lambda _: TimmFeatures("resnet10t", pretrained=False),
+}
+
+
+def unit(maps: Tensor) -> Tensor:
+    return maps / maps.square().sum(1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_batch_is_its_images(name: str, size: tuple[int, int], build: Any, sketches: Any) -> None:
+    model = MODELS[name](build).eval()
+    images = sketches(3, *size)
+    maps, described = model(images), model.describe(images)
+    assert maps.ndim == 4 and maps.shape[:2] == (3, model.channels)
+    alone = [images[i : i + 1] for i in range(3)]
+    torch.testing.assert_close(
+        torch.cat([model(image) for image in alone]), maps, atol=1e-4, rtol=1e-3
+    )
+    torch.testing.assert_close(
+        torch.cat([model.describe(image) for image in alone]), described, atol=2e-5, rtol=1e-3
+    )
+    torch.testing.assert_close(described.norm(dim=1), torch.ones(3))
+    assert (described[0] - described[1]).abs().max() > 5e-4
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_fused_is_the_encoders_map(build: Any, sketches: Any, size: tuple[int, int]) -> None:
+    encoder = build()
+    model, images = FusedFeatures(encoder), sketches(2, *size)
+    assert (model.channels, model.stride) == (64, 8)
+    assert torch.equal(model(images), encoder(images))
+
+
+def test_descriptors_are_unit_means_over_sixteen_parts(build: Any, sketches: Any) -> None:
+    encoder = build()
+    images = sketches(2, 64)
+    parts = encoder(images).unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
+    flat = parts.flatten(1)
+    expected = flat / flat.square().sum(1, keepdim=True).sqrt()
+    torch.testing.assert_close(FusedFeatures(encoder).describe(images), expected)
+
+
+@pytest.mark.parametrize("changes", [{"aggregation": None}, {"aggregation__stride": (8, 16)}])
+def test_encoders_without_one_map_are_refused(build: Any, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"aggregates to one map .*got aggregation"):
+        FusedFeatures(build(untouched=True, **changes))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_diffusion_joins_its_own_levels(build: Any, sketches: Any, size: tuple[int, int]) -> None:
+    encoder = build()
+    model, images = DiffusionFeatures(encoder), sketches(2, *size)
+    levels = encoder.forward_levels(images, fuse=False)
+    assert levels.strides == (8, 16, 32)
+    grid = levels.maps[0].shape[-2:]
+    expected = [F.interpolate(unit(level), grid, mode="bilinear") for level in levels.maps]
+    torch.testing.assert_close(model(images), torch.cat(expected, 1))
+    assert model.channels == sum(level.shape[1] for level in levels.maps)
+    # Whatever was injected, Stable Diffusion alone stays as it is.
+    torch.testing.assert_close(DiffusionFeatures(build(seed=8))(images), model(images))
+
+
+def test_clip_is_its_tokens(build: Any, sketches: Any) -> None:
+    encoder = build()
+    model, images = ClipFeatures(encoder), sketches(2, 64, 48)
+    assert torch.equal(model(images), encoder.forward_tokens(images))
+    assert model.channels == 48
+
+
+def test_concatenation_weighs_both_parts_the_same(build: Any, sketches: Any) -> None:
+    encoder = build()
+    images = sketches(2, 64, 48)
+    result = ConcatenatedFeatures(encoder)(images)
+    split = DiffusionFeatures(encoder).channels
+    diffusion, clip = result[:, :split], result[:, split:]
+    torch.testing.assert_close(diffusion, unit(DiffusionFeatures(encoder)(images)))
+    tokens = unit(encoder.forward_tokens(images))
+    grid = diffusion.shape[-2:]
+    torch.testing.assert_close(clip, F.interpolate(tokens, grid, mode="bilinear"))
+
+
+def test_join_by_hand() -> None:
+    fine = torch.tensor([3.0, 4.0]).reshape(1, 2, 1, 1).expand(1, 2, 2, 4) * torch.arange(1.0, 9.0)[
+        None, None
+    ].reshape(1, 1, 2, 4)
+    coarse = torch.tensor([[[[2.0, -5.0]]]])
+    joined = join((fine, coarse.half()))
+    assert joined.shape == (1, 3, 2, 4) and joined.dtype == torch.float32
+    torch.testing.assert_close(joined[0, 0], torch.full((2, 4), 0.6))
+    torch.testing.assert_close(joined[0, 1], torch.full((2, 4), 0.8))
+    # Bilinear between cells' centres: 1, 3/4 1 - 1/4, ..., -1.
+    row = torch.tensor([1.0, 0.5, -0.5, -1.0])
+    torch.testing.assert_close(joined[0, 2], row.expand(2, 4))
+
+
+def test_timm_is_timms_last_map(sketches: Any) -> None:
+    torch.manual_seed(0)
+    model = TimmFeatures("resnet10t", pretrained=False)
+    images = sketches(2, 45, 99)
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    # The same architecture through timm's other door.
+    torch.manual_seed(0)
+    oracle = timm.create_model("resnet10t", pretrained=False).eval()
+    oracle.load_state_dict(model.model.state_dict(), strict=False)
+    expected = oracle.forward_features(((images + 1) / 2 - mean) / deviation)
+    torch.testing.assert_close(model(images), expected)
+    assert model.channels == 512
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_timm_resizes_to_the_size_asked_for(sketches: Any) -> None:
+    torch.manual_seed(0)
+    model = TimmFeatures("vit_tiny_patch16_224", pretrained=False, size=64).eval()
+    images = sketches(2, 45, 99)
+    resized = F.interpolate(images, (64, 64), mode="bicubic", antialias=True)
+    # This model's own statistics: 0.5 and 0.5.
+    expected = model.model(resized)[0]
+    torch.testing.assert_close(model(images), expected)
+    assert expected.shape == (2, 192, 4, 4) and model.channels == 192
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 72)])
+def test_hog_is_scikit_images(sketches: Any, size: tuple[int, int]) -> None:
+    images = sketches(2, *size)
+    model = HogFeatures()
+    for image, cells in zip(images, model(images), strict=True):
+        blocks = hog(
+            image.mean(0).numpy(),
+            orientations=9,
+            pixels_per_cell=(8, 8),
+            cells_per_block=(2, 2),
+            block_norm="L2-Hys",
+            feature_vector=False,
+        ).reshape(size[0] // 8 - 1, size[1] // 8 - 1, 36)
+        assert cells.shape == (36, size[0] // 8, size[1] // 8)
+        inner = (blocks[:-1, :-1] + blocks[1:, :-1] + blocks[:-1, 1:] + blocks[1:, 1:]) / 4
+        np.testing.assert_allclose(
+            cells[:, 1:-1, 1:-1].permute(1, 2, 0), inner, rtol=1e-5, atol=1e-6
+        )
+        # A corner is part of one block alone.
+        np.testing.assert_allclose(cells[:, 0, 0], blocks[0, 0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(cells[:, -1, 0], blocks[-1, 0], rtol=1e-5, atol=1e-6)
+    pixels = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+    expected = torch.from_numpy(hog_features(pixels))
+    torch.testing.assert_close(model.describe(images), F.normalize(expected, dim=1))
+
+
+def test_pixels_by_hand(sketches: Any) -> None:
+    images = sketches(2, 40, 64)
+    model = PixelFeatures()
+    maps = model(images)
+    assert maps.shape == (2, 64, 5, 8)
+    dark = (1 - images.mean(1)) / 2
+    torch.testing.assert_close(maps[1, :, 3, 2].reshape(8, 8), dark[1, 24:32, 16:24])
+    pixels = ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+    expected = torch.from_numpy(pixel_features(pixels))
+    torch.testing.assert_close(model.describe(images), F.normalize(expected, dim=1))
+
+
+def test_odd_sides_are_padded_with_white(sketches: Any) -> None:
+    images = sketches(1, 45, 99)
+    white = torch.ones(1, 3, 48, 104)
+    white[..., :45, :99] = images
+    for model in (PixelFeatures(), HogFeatures()):
+        maps = model(images)
+        assert maps.shape[-2:] == (6, 13)
+        assert torch.equal(maps, model(white))
+
+
+@pytest.mark.parametrize("model", [PixelFeatures(), HogFeatures()])
+def test_grey_and_transparent_images_are_taken_as_rgb(model: Features, sketches: Any) -> None:
+    grey = sketches(2, 64)[:, :1]
+    expected = model(grey.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(model(grey), expected)
+    torch.testing.assert_close(model.describe(grey), model.describe(grey.expand(-1, 3, -1, -1)))
+    clear = torch.cat([torch.zeros(2, 3, 64, 64), -torch.ones(2, 1, 64, 64)], 1)
+    torch.testing.assert_close(model(clear), model(torch.ones(2, 3, 64, 64)))
+
+
+def test_noise_is_seeded_and_never_repeats() -> None:
+    images = torch.zeros(2, 3, 45, 99)
+    model, same, other = RandomFeatures(3), RandomFeatures(3), RandomFeatures(4)
+    first, second = model(images), model(images)
+    assert first.shape == (2, 64, 6, 13)
+    assert torch.equal(same(images), first) and torch.equal(same(images), second)
+    assert not torch.equal(first, second) and not torch.equal(other(images), first)
+    assert abs(float(first.mean())) < 0.05 and abs(float(first.std()) - 1) < 0.05
+    state = torch.get_rng_state()
+    model(images)
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is left alone"
