@@ -440,5 +440,5 @@ def test_without_faiss_the_error_says_what_to_install(
 ) -> None:
     fill(tmp_path, "flat", make_vectors(3), 3)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ImportError, match=r"pip install .*\[retrieval\]"):
+    with pytest.raises(ImportError, match=r"pip install .*\[tasks\]"):
         SketchIndex.open(tmp_path).search(make_vectors(1))
