@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -380,3 +381,12 @@ def sketches() -> Callable[..., Tensor]:
         return torch.where(pixels > 0.3, 1.0, 2 * pixels - 1)
 
     return draw
+
+
+@pytest.fixture(autouse=True)
+def no_scope_left_behind() -> Iterator[None]:
+    """Every Runner of mmengine leaves its scope to all that builds from a registry after it."""
+    yield
+    registry = sys.modules.get("mmengine.registry")
+    if registry is not None:
+        registry.DefaultScope._instance_dict.clear()
