@@ -21,14 +21,15 @@ def main() -> None:
     config = read_config("correspondence", options)
     data = load_task_data("correspondence", "openmoji", limit=400)
     task, row = train_task(config, data)
+    task.eval()
     print("held-out concepts:", {name: str(value) for name, value in row.items()})
 
     pair = data.test[0]
     with torch.inference_mode():
         found = task(pair["source"][None], pair["target"][None], pair["source_points"][None])[0]
     for name, values in (("asked", pair["source_points"]), ("found", found)):
-        print(name, values.round(decimals=1).tolist())
-    print("true ", pair["target_points"].round(decimals=1).tolist())
+        print(name, values.double().round(decimals=1).tolist())
+    print("true ", pair["target_points"].double().round(decimals=1).tolist())
 
 
 if __name__ == "__main__":

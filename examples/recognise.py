@@ -5,6 +5,8 @@ python examples/recognise.py --out runs/recognise
 
 import argparse
 
+import torch
+
 from sketchfusion_plugins.data.sources import load_task_data
 from sketchfusion_plugins.mm.train_task import read_config, train_task
 
@@ -19,10 +21,12 @@ def main() -> None:
     config = read_config("recognition", options)
     data = load_task_data("recognition", "openmoji", limit=400)
     task, row = train_task(config, data)
+    task.eval()
     print("held-out concepts:", {name: str(value) for name, value in row.items()})
 
     drawing = data.test[0]
-    probabilities = task(drawing["image"][None]).softmax(1)[0]
+    with torch.inference_mode():
+        probabilities = task(drawing["image"][None]).softmax(1)[0]
     print("truth:", data.categories[drawing["label"]])
     for index in probabilities.topk(5).indices.tolist():
         print(f"{probabilities[index]:.2f} {task.classes[index]}")

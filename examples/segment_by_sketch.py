@@ -23,6 +23,7 @@ def main() -> None:
     config = read_config("query_segmentation", options)
     data = load_task_data("query_segmentation", "openmoji", limit=400)
     task, row = train_task(config, data)
+    task.eval()
     print("held-out concepts:", {name: str(value) for name, value in row.items()})
 
     scene = data.test[0]

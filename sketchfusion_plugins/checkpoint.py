@@ -99,13 +99,16 @@ def describe(module: nn.Module) -> dict[str, Any]:
     diffusion, semantic = encoder.config.diffusion, encoder.config.semantic
     # A task, known by its attributes: its class lies floors above this file.
     name, settings = getattr(module, "name", None), getattr(module, "settings", None)
-    is_task = isinstance(name, str) and isinstance(settings, dict)
+    task: dict[str, Any] | None = None
+    if isinstance(name, str) and isinstance(settings, dict):
+        image_size = getattr(module, "image_size", None)
+        task = {"name": name, "settings": settings, "image_size": image_size}
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "sketchfusion_plugins": __version__,
         "prefix": prefix,
-        "task": {"name": name, "settings": settings} if is_task else None,
+        "task": task,
         "foundations": {
             "diffusion": diffusion.source,
             "diffusion_revision": diffusion.revision,
@@ -216,6 +219,27 @@ def read_task(
         return str(task["name"]), dict(task["settings"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has an unreadable task {task!r}: {error!r}.") from error
+
+
+def read_image_size(source: str | Path, *, revision: str | None = None) -> int | None:
+    """Side, in pixels, of the square images that a checkpoint's task was trained on.
+
+    None if the checkpoint holds no task, or one that does not say: it was not trained by
+    `sketchfusion train`, or by a version that did not write it down.
+
+    Raises:
+        CheckpointError: Damaged file.
+        OSError: Not found.
+    """
+    path = _locate(source, revision)
+    description, _ = _read(path, tensors=False)
+    task = description.get("task")
+    size = task.get("image_size") if isinstance(task, dict) else None
+    if size is not None and (type(size) is not int or size < 1):
+        raise CheckpointError(
+            f"{path} has an unreadable image size, expected pixels of at least 1, got {size!r}."
+        )
+    return size
 
 
 def push_adapters(

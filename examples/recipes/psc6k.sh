@@ -6,7 +6,7 @@
 # FOLDER holds test_pairs_ps.csv of PSC6K and Sketchy's folders photo and sketch (256x256).
 set -euo pipefail
 folder=${1:?usage: psc6k.sh FOLDER}
-sketchfusion train correspondence --data "psc6k:$folder" --model paper --size 336 \
+sketchfusion train correspondence --data "psc6k:$folder" --model paper \
   --iterations 20000 --batch-size 8 --work-dir runs/psc6k --resume
-sketchfusion evaluate correspondence --data "psc6k:$folder" --size 336 \
+sketchfusion evaluate correspondence --data "psc6k:$folder" \
   --model runs/psc6k/adapters --ladder --out reports/psc6k

@@ -33,7 +33,8 @@ SizeOption = Annotated[
     typer.Option(
         "--size",
         min=32,
-        help="Side, in pixels, of the square that pictures are padded to; default: the model's.",
+        help="Side, in pixels, of the square that pictures are padded to; default: what the "
+        "(first) model was trained on, else what it is made for.",
     ),
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Pictures per step.")]

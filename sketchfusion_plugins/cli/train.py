@@ -41,7 +41,11 @@ def train(
         int | None, typer.Option(min=1, help="Pictures or pairs per step and process.")
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=32, help="Side of the pictures; default: the model's.")
+        int | None,
+        typer.Option(
+            min=32,
+            help="Side of the pictures, saved with the adapters; default: the model's.",
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use fewer data, for a quick look.")

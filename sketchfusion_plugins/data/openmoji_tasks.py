@@ -18,6 +18,9 @@ HELD_OUT = 0.3
 REPEATS = 64
 # A class with fewer drawings leaves too few to judge.
 SMALLEST_CLASS = 10
+# Drawings that leave some for either part; a scene is of four families, and its drawing of a fifth.
+FEWEST = 2
+FEWEST_FOR_SCENES = 16
 # How far a drawing may be turned and bent and still be the same drawing.
 AUGMENTATION = WarpConfig(rotation=15, scale=1.15, shift=0.06, bend=0.02)
 
@@ -93,7 +96,7 @@ def correspondence(source: str, size: int, seed: int, limit: int | None) -> Task
 
 def query_segmentation(source: str, size: int, seed: int, limit: int | None) -> TaskData:
     """The drawn concept in a scene of four coloured pictures."""
-    train, test = _split(size, seed, limit)
+    train, test = _split(size, seed, limit, FEWEST_FOR_SCENES)
     return TaskData(
         "query_segmentation",
         source,
@@ -106,5 +109,12 @@ def query_segmentation(source: str, size: int, seed: int, limit: int | None) -> 
     )
 
 
-def _split(size: int, seed: int, limit: int | None) -> tuple[Drawings, Drawings]:
+def _split(
+    size: int, seed: int, limit: int | None, fewest: int = FEWEST
+) -> tuple[Drawings, Drawings]:
+    if limit is not None and limit < fewest:
+        raise ValueError(
+            f"limit {limit} leaves too few drawings to train on and to judge; raise it to "
+            f"{fewest} or more."
+        )
     return load_drawings(size, limit=limit).split(HELD_OUT, seed)

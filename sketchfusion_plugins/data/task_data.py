@@ -33,6 +33,9 @@ class TaskData:
         measures: Names of the measures.
         label: What makes a retrieved picture right, ``"instance"`` or ``"label"``.
         protocol: Name of the correspondence protocol; empty for limits in percent of ``size``.
+
+    Raises:
+        ValueError: A part is empty.
     """
 
     task: str
@@ -46,6 +49,15 @@ class TaskData:
     measures: tuple[str, ...] = ()
     label: str = "instance"
     protocol: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("train", "test", "fit", "gallery"):
+            part = getattr(self, name)
+            if part is not None and not len(part):
+                raise ValueError(
+                    f"{self.source} has nothing for the part {name!r} of {self.task}. Raise the "
+                    "limit, or add data."
+                )
 
 
 class SketchPhotoPairs(Dataset[dict[str, Any]]):

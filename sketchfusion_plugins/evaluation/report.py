@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sketchfusion_plugins.files import write_text
-from sketchfusion_plugins.metrics.intervals import bootstrap_mean, wilson
+from sketchfusion_plugins.metrics.intervals import Interval, bootstrap_mean, wilson
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,13 +39,20 @@ class Measured:
         """Mean of items ``[N]``, 0..1.
 
         The interval is Wilson's where every item is right or wrong, else a percentile bootstrap
-        with 10,000 resamples and a fixed seed. It covers the choice of items alone, not that of a
-        training run's seed.
+        with 10,000 resamples and a fixed seed; one item alone leaves it at 0 to 1. It covers the
+        choice of items alone, not that of a training run's seed.
+
+        Raises:
+            ValueError: No items.
         """
         items = np.asarray(values, dtype=np.float64)
+        if not len(items):
+            raise ValueError("expected at least one judged item, got none.")
         mean = float(items.mean())
         if np.isin(items, (0.0, 1.0)).all():
             interval = wilson(mean, len(items))
+        elif len(items) == 1:
+            interval = Interval(0.0, 1.0)
         else:
             interval = bootstrap_mean(items)
         # Rounding must not put the mean outside of its interval.

@@ -24,6 +24,7 @@ from sketchfusion_plugins.checkpoint import (
     adapter_state,
     fingerprint,
     read_config,
+    read_image_size,
     read_task,
 )
 from sketchfusion_plugins.config import EncoderConfig
@@ -148,6 +149,8 @@ def fresh_encoder(config: EncoderConfig, seed: int = 0) -> SketchFusionEncoder:
 def default_size(name: str) -> int:
     """Side, in pixels, of the images that a model is made for.
 
+    A task's checkpoint says what it was trained on; for others it follows from the foundations.
+
     Raises:
         CheckpointError: The checkpoint is damaged.
         OSError: There is none.
@@ -159,6 +162,9 @@ def default_size(name: str) -> int:
         return int(_timm_config(name)["input_size"][-1])
     if name in PLAIN:
         return PLAIN_SIZE
+    trained_on = read_image_size(name) if _is_checkpoint(name) else None
+    if trained_on is not None:
+        return trained_on
     source = config_of(name).diffusion.source
     for cfg in default_cfgs.values():
         for tag, values in cfg.cfgs.items():

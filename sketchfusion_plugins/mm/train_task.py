@@ -104,6 +104,7 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     torch.manual_seed(seed)
     settings = {**_settings_of(data), **(config.task.get("settings") or {})}
     task = build_task(config.task.name, build_encoder(config.encoder), **settings)
+    task.image_size = data.size
     judge = Judge(data, _device(), **config.judge)
     runner = Runner(
         model=TaskModel(task),

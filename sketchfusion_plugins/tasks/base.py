@@ -25,6 +25,7 @@ class Task(nn.Module):
     Attributes:
         name: Name of the task.
         settings: Arguments, beside the encoder, that build it again; JSON values.
+        image_size: Side, in pixels, of the square images it was trained on; None if not known.
         features: The encoder's map.
     """
 
@@ -34,6 +35,7 @@ class Task(nn.Module):
         super().__init__()
         self.features = FusedFeatures(encoder)
         self.settings = dict(settings)
+        self.image_size: int | None = None
 
     @property
     def encoder(self) -> SketchFusionEncoder:
@@ -45,7 +47,7 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write adapters, head and settings; see `checkpoint.save_adapters`."""
+        """Write adapters, head, settings and image size; see `checkpoint.save_adapters`."""
         from sketchfusion_plugins.checkpoint import save_adapters
 
         save_adapters(self, folder)

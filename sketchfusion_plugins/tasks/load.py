@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sketchfusion_plugins.checkpoint import CheckpointError, load_adapters, read_config, read_task
+from sketchfusion_plugins.checkpoint import (
+    CheckpointError,
+    load_adapters,
+    read_config,
+    read_image_size,
+    read_task,
+)
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.correspondence import Correspondence
@@ -71,4 +77,5 @@ def load_task(
     except ValueError as error:
         raise CheckpointError(f"{source} describes a task that does not fit: {error}") from error
     load_adapters(task, source, revision=revision)
+    task.image_size = read_image_size(source, revision=revision)
     return task.eval()

@@ -54,3 +54,16 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         settings = {"classes": ["cat", "dog", "owl"]} if name == "recognition" else {}
         build_task(name, encoder, **settings).save_pretrained(folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def sized(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same checkpoints, as if they had been trained on 72 px; to be read only."""
+    from sketchfusion_plugins.tasks.load import TASKS, load_task
+
+    folder = tmp_path_factory.mktemp("sized")
+    for name in TASKS:
+        task = load_task(checkpoints / name)
+        task.image_size = 72
+        task.save_pretrained(folder / name)
+    return folder

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from sketchfusion_plugins.cli import app
+from sketchfusion_plugins.data.sources import SOURCES
 
 
 def _leaves(command: Any, trail: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
@@ -25,6 +28,7 @@ def _leaves(command: Any, trail: tuple[str, ...] = ()) -> dict[tuple[str, ...], 
 
 
 COMMANDS = _leaves(typer.main.get_command(app))
+RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.sh"))
 
 
 def test_all_commands_are_there() -> None:
@@ -54,6 +58,21 @@ def test_help_shows_an_example_that_parses(trail: tuple[str, ...]) -> None:
     assert tuple(arguments[: len(trail)]) == trail
     context = command.make_context(trail[-1], arguments[len(trail) :])
     assert context.params
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+def test_recipes_call_commands_that_exist(recipe: Path, tmp_path: Path) -> None:
+    stand_in, calls = tmp_path / "sketchfusion", tmp_path / "calls"
+    stand_in.write_text(f'#!/usr/bin/env bash\nprintf "%q " "$@" >> {calls}; echo >> {calls}\n')
+    stand_in.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    subprocess.run(["bash", recipe, "/one", "/two"], check=True, env={**os.environ, "PATH": path})
+    for line in calls.read_text().splitlines():
+        verb, *arguments = shlex.split(line)
+        context = COMMANDS[(verb,)].make_context(verb, arguments)
+        if verb in ("train", "evaluate"):
+            source = context.params["data"].partition(":")[0]
+            assert source in SOURCES[context.params["task"]]
 
 
 @pytest.mark.parametrize("trail", COMMANDS, ids=" ".join)

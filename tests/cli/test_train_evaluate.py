@@ -30,8 +30,10 @@ def test_trained_adapters_are_judged_alike(run: Any, tmp_path: Path) -> None:
         "foundations": "random",
     }
     out = tmp_path / "report"
-    judging = ("evaluate", "correspondence", "--model", adapters, *QUICK, "--out", out)
+    # The size is the checkpoint's.
+    judging = ("evaluate", "correspondence", "--model", adapters, *QUICK[2:], "--out", out)
     judged = json.loads(run(*judging, "--json").stdout)
+    assert judged["about"]["size"] == 64
     assert judged["rows"] == report["rows"]
     assert judged == json.loads((out / "correspondence.json").read_text())
     assert "random foundations, adapters " in judged["about"]["models"]
@@ -44,6 +46,22 @@ def test_trained_adapters_are_judged_alike(run: Any, tmp_path: Path) -> None:
     run(*longer, "--json")
     assert file.read_bytes() != before
     assert "Choose another folder" in run(*judging, status=1).stderr
+
+
+def test_training_goes_on_at_the_checkpoints_size(run: Any, sized: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mmengine")
+    training = ("train", "correspondence", "--model", sized / "correspondence", *QUICK[2:])
+    report = json.loads(run(*training, "--iterations", 1, "--work-dir", tmp_path, "--json").stdout)
+    assert report["about"]["size"] == 72
+
+
+def test_one_judged_item_has_an_interval(run: Any) -> None:
+    arguments = ("evaluate", "correspondence", "--model", "pixels", "--limit", 2, "--json")
+    report = json.loads(run(*arguments, "--size", 64).stdout)
+    assert report["about"]["n"] == 1
+    for measured in report["rows"]["pixels"].values():
+        assert measured["count"] == 1
+        assert 0 <= measured["low"] <= measured["value"] <= measured["high"] <= 1
 
 
 @pytest.mark.parametrize("first", ["checkpoint", "tiny"])
@@ -68,6 +86,7 @@ def test_ladder_stands_on_the_first_models_foundations(
         (("evaluate", "recognition"), 2, "name at least one model"),
         (("evaluate", "cooking", "--model", "hog"), 1, "unknown task 'cooking'"),
         (("evaluate", "recognition", "--model", "hog", "--data", "sky"), 1, "choose one of"),
+        (("evaluate", "retrieval", "--model", "hog", "--limit", "1"), 1, "raise it to 2 or more"),
         (("evaluate", "recognition", "--model", "hog", "--ladder"), 1, "hog has no Stable"),
         (("evaluate", "recognition", "--model", "hog", "--dtype", "float16"), 2, "float16"),
     ],

@@ -376,6 +376,25 @@ def test_wrong_sources_are_refused(
         load_task_data(task, source)
 
 
+@pytest.mark.parametrize(
+    ("task", "fewest"), [("retrieval", 2), ("correspondence", 2), ("query_segmentation", 16)]
+)
+def test_least_limit_of_openmoji_is_told_and_is_enough(task: str, fewest: int) -> None:
+    with pytest.raises(ValueError, match=f"limit {fewest - 1} leaves .* to {fewest} or more"):
+        load_task_data(task, "openmoji", SIZE, limit=fewest - 1)
+    data = load_task_data(task, "openmoji", SIZE, limit=fewest)
+    assert len(data.test) >= 1
+
+
+def test_a_limit_that_leaves_nothing_to_judge_is_refused(tmp_path: Path) -> None:
+    write_quickdraw(tmp_path)
+    for path in sorted(tmp_path.glob("*.ndjson"))[1:]:
+        path.unlink()
+    parts = r"nothing for the part '(train|test|fit)' of recognition\. Raise the limit"
+    with pytest.raises(ValueError, match=parts):
+        load_task_data("recognition", f"quickdraw:{tmp_path}", SIZE, limit=1)
+
+
 @pytest.mark.parametrize(("task", "name"), FOLDERS)
 def test_missing_folders_are_named(task: str, name: str, tmp_path: Path) -> None:
     missing = tmp_path / "nowhere"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sketchfusion_plugins.data.task_data import SketchPhotoPairs, labelled_mask
+from sketchfusion_plugins.data.task_data import SketchPhotoPairs, TaskData, labelled_mask
 
 
 class Numbered(torch.utils.data.Dataset[dict[str, Any]]):
@@ -91,3 +91,10 @@ def test_invalid_pixels_are_ignored_labels() -> None:
     assert labelled_mask({"mask": mask, "valid": valid}).tolist() == [[[1, 0, 255]]]
     assert labelled_mask({"mask": mask}).tolist() == [[[1, 0, 1]]]
     assert labelled_mask({"mask": mask}).dtype == torch.int64
+
+
+@pytest.mark.parametrize("part", ["train", "test", "fit", "gallery"])
+def test_empty_parts_are_refused(part: str) -> None:
+    parts = {"train": PHOTOS, "test": PHOTOS, part: Numbered([], [], 0)}
+    with pytest.raises(ValueError, match=rf"here has nothing for the part '{part}' of retrieval"):
+        TaskData("retrieval", "here", 2, **parts)

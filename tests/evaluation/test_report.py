@@ -47,6 +47,18 @@ def test_shares_have_a_bootstrap_interval() -> None:
     assert equal.low <= equal.value <= equal.high
 
 
+@pytest.mark.parametrize(
+    ("item", "low", "high"), [(0.4, 0, 1), (1.0, wilson(1, 1)[0], 1), (0.0, 0, wilson(0, 1)[1])]
+)
+def test_one_item_alone_tells_little(item: float, low: float, high: float) -> None:
+    assert Measured.of([item]) == Measured(item, pytest.approx(low), pytest.approx(high), 1)
+
+
+def test_no_item_has_no_mean() -> None:
+    with pytest.raises(ValueError, match="at least one judged item, got none"):
+        Measured.of([])
+
+
 def test_measures_read_as_value_and_interval() -> None:
     assert str(HALF) == "0.500 (0.250 to 0.750)"
 

@@ -33,7 +33,7 @@ from sketchfusion_plugins.inference.models import (
     open_model,
 )
 from sketchfusion_plugins.presets import PRESETS
-from sketchfusion_plugins.tasks.load import build_task
+from sketchfusion_plugins.tasks.load import build_task, load_task
 from sketchfusion_plugins.tasks.retrieval import Retrieval
 
 TINY = preset("tiny").replace(weights="random")
@@ -138,6 +138,17 @@ def test_default_sizes(name: str, size: int) -> None:
 
 def test_size_of_a_checkpoint_is_its_foundations(saved: Path) -> None:
     assert default_size(str(saved / "retrieval")) == 128
+    assert default_size(str(saved / "encoder")) == 128
+
+
+def test_size_of_a_trained_task_is_what_it_was_trained_on(saved: Path, tmp_path: Path) -> None:
+    task = load_task(saved / "retrieval")
+    task.image_size = 72
+    task.save_pretrained(tmp_path)
+    assert default_size(str(tmp_path)) == 72
+    assert default_size(str(tmp_path / "adapters.safetensors")) == 72
+    plain, sized = (open_model(str(folder)) for folder in (saved / "retrieval", tmp_path))
+    assert model_fingerprint(plain) == model_fingerprint(sized), "an index goes by its own size"
 
 
 def test_fresh_adapters_come_from_the_seed_alone() -> None:

@@ -193,6 +193,7 @@ def test_adapters_hold_the_measured_task(
 ) -> None:
     task, row, work = trained(name)
     loaded = load_task(work / "adapters")
+    assert loaded.image_size == SIZE
     assert_same(adapter_state(loaded), adapter_state(task))
     assert Judge(data_of(name), progress=False)(loaded) == row
 
@@ -368,6 +369,7 @@ def test_averaged_weights_are_judged_and_saved(
     assert not any(part in key for key in state["ema_state_dict"] for part in FOUNDATIONS)
     assert torch.equal(state["state_dict"]["task.head.threshold"], average)
     loaded = load_task(tmp_path / "adapters")
+    assert loaded.image_size == SIZE
     assert_same(adapter_state(loaded), adapter_state(averaged.task))
     assert_same(adapter_state(task), adapter_state(averaged.task))
     assert Judge(data_of("query_segmentation"), progress=False)(loaded) == row

@@ -14,7 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sketchfusion_plugins.checkpoint import CheckpointError, read_task, save_adapters
+from sketchfusion_plugins.checkpoint import (
+    CheckpointError,
+    read_image_size,
+    read_task,
+    save_adapters,
+)
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.heads.matching import match_points
 from sketchfusion_plugins.heads.query import ink_cells
@@ -69,6 +74,16 @@ def batch(sketches: Any) -> dict[str, Any]:
         "target_points": points.flip(1),
         "visible": torch.rand(4, 5, generator=generator) > 0.2,
     }
+
+
+def change_description(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change what a checkpoint says about itself."""
+    path = folder / "adapters.safetensors"
+    with safe_open(path, "pt") as file:
+        description = json.loads(file.metadata()["sketchfusion"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    change(description)
+    save_file(tensors, path, {"sketchfusion": json.dumps(description)})
 
 
 def run(task: Task, batch: dict[str, Any]) -> Tensor:
@@ -248,7 +263,7 @@ def test_saved_tasks_come_back_equal(
     assert torch.equal(run(loaded, batch), run(task, batch))
     torch.testing.assert_close(total(loaded.loss(batch)), total(task.loss(batch)))
     described = json.loads((tmp_path / "saved" / "config.json").read_text())["task"]
-    assert described == {"name": name, "settings": loaded.settings}
+    assert described == {"name": name, "settings": loaded.settings, "image_size": None}
     with safe_open(tmp_path / "saved" / "adapters.safetensors", "pt") as file:
         assert not any(key.startswith(FOUNDATIONS) for key in file.keys())  # noqa: SIM118
 
@@ -272,9 +287,23 @@ def test_loading_may_change_the_encoder(make: Callable[..., Any], tmp_path: Path
         load_task(tmp_path, weights="random")
 
 
+def test_image_size_stays_with_the_task(make: Callable[..., Any], tmp_path: Path) -> None:
+    task = make("retrieval")
+    task.save_pretrained(tmp_path / "unknown")
+    assert read_image_size(tmp_path / "unknown") is None
+    assert load_task(tmp_path / "unknown").image_size is None
+    task.image_size = 72
+    task.save_pretrained(tmp_path / "first")
+    loaded = load_task(tmp_path / "first")
+    loaded.save_pretrained(tmp_path / "again")
+    assert loaded.image_size == read_image_size(tmp_path / "again") == 72
+    assert loaded.settings == task.settings
+
+
 def test_an_encoders_adapters_are_no_task(build: Any, tmp_path: Path) -> None:
     build().save_pretrained(tmp_path)
     assert read_task(tmp_path) is None
+    assert read_image_size(tmp_path) is None
     with pytest.raises(CheckpointError, match="holds an encoder's adapters and no task"):
         load_task(tmp_path)
 
@@ -296,15 +325,31 @@ def test_damaged_task_entries_are_refused(
     make: Callable[..., Any], tmp_path: Path, entry: Any, message: str
 ) -> None:
     make("retrieval").save_pretrained(tmp_path)
-    path = tmp_path / "adapters.safetensors"
-    with safe_open(path, "pt") as file:
-        description = json.loads(file.metadata()["sketchfusion"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    description["task"] = entry
-    save_file(tensors, path, {"sketchfusion": json.dumps(description)})
+    change_description(tmp_path, lambda description: description.update(task=entry))
     with pytest.raises(CheckpointError, match=message) as caught:
         load_task(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("size", ["72", 72.0, 0, -1, True, [72]])
+def test_damaged_image_sizes_are_refused(
+    make: Callable[..., Any], tmp_path: Path, size: Any
+) -> None:
+    make("retrieval").save_pretrained(tmp_path)
+    change_description(tmp_path, lambda description: description["task"].update(image_size=size))
+    for read in (read_image_size, load_task):
+        with pytest.raises(CheckpointError, match="unreadable image size") as caught:
+            read(tmp_path)
+        assert str(tmp_path) in str(caught.value) and repr(size) in str(caught.value)
+
+
+def test_checkpoints_from_before_image_sizes_still_load(
+    make: Callable[..., Any], tmp_path: Path
+) -> None:
+    make("retrieval").save_pretrained(tmp_path)
+    change_description(tmp_path, lambda description: description["task"].pop("image_size"))
+    assert read_image_size(tmp_path) is None
+    assert load_task(tmp_path).image_size is None
 
 
 def test_other_modules_with_settings_are_no_task(build: Any, tmp_path: Path) -> None:
