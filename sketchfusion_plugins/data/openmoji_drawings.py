@@ -18,12 +18,22 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sketchfusion_plugins.data.openmoji import Concept, load_concepts, parse_svg, rasterise, render
-from sketchfusion_plugins.data.openmoji_parts import PEOPLE
-from sketchfusion_plugins.data.pictures import by_concept_split, seed_of
+from sketchfusion_plugins.data.openmoji import (
+    Concept,
+    held_out_concepts,
+    load_concepts,
+    parse_svg,
+    rasterise,
+    render,
+)
+from sketchfusion_plugins.data.pictures import seed_of
 
 # People, sexes, hair, direction, and the joints of a sequence: what near copies differ in.
 PEOPLE_POINT = re.compile(r"1F46[6-9]|1F47[4-6]|1F9D[1-3]|1F9B[0-3]|264[02]|27A1|FE0F|200D")
+PEOPLE = re.compile(
+    r"\b(?:m[ae]n|wom[ae]n|person|people|boys?|girls?|male|female|old(?:er)?|adult|child|baby|"
+    r"mrs|mr|mother|father|prince|princess|facing right|with|and|in|s)\b|[^a-z ]"
+)
 NEAR_COPY = 0.9
 COMPARED_AT = 64
 
@@ -83,19 +93,21 @@ class Drawings:
             tuple(self.family[i] for i in chosen),
         )
 
-    def split(self, held_out_fraction: float = 0.2, seed: int = 0) -> tuple[Drawings, Drawings]:
-        """Training and held-out drawings; no family is on both sides.
-
-        Args:
-            held_out_fraction: Share of the families to hold out, between 0 and 1.
-            seed: Another seed, another split.
+    def split(self) -> tuple[Drawings, Drawings]:
+        """Training and held-out drawings, see `held_out_concepts`; no family is on both sides.
 
         Raises:
-            ValueError: Fewer than two families, or a fraction outside 0..1.
+            ValueError: One side is empty.
         """
-        held_out = set(by_concept_split(self.family, held_out_fraction, seed)[1])
+        hidden = held_out_concepts()
+        held_out = [concept.hexcode in hidden for concept in self.concepts]
+        if all(held_out) or not any(held_out):
+            raise ValueError(
+                f"expected concepts to train on and held-out ones, got {sum(held_out)} held out of "
+                f"{len(self)}; raise the limit."
+            )
         sides = [
-            self.subset([i for i, name in enumerate(self.family) if (name in held_out) == side])
+            self.subset([i for i, hidden in enumerate(held_out) if hidden == side])
             for side in (False, True)
         ]
         return sides[0], sides[1]

@@ -7,7 +7,6 @@ surface, another object, or nothing. See `sketchfusion_plugins.data.openmoji` fo
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,6 +17,7 @@ from sketchfusion_plugins.data.layout import begin, is_written, write_pair
 from sketchfusion_plugins.data.openmoji import (
     LINE_LAYERS,
     Concept,
+    held_out_concepts,
     line_svg,
     load_concepts,
     parse_svg,
@@ -32,12 +32,6 @@ OBJECT, WHITE = 1, 4
 WHITES = frozenset({"#fff", "#ffffff", "white"})
 SHAPES = frozenset(
     {"path", "rect", "circle", "ellipse", "polygon", "polyline", "line", "text", "use"}
-)
-VALIDATION_SHARE = 5
-# Drawings of one thing done by different people are near copies.
-PEOPLE = re.compile(
-    r"\b(?:m[ae]n|wom[ae]n|person|people|boys?|girls?|male|female|old(?:er)?|adult|child|baby|"
-    r"mrs|mr|mother|father|prince|princess|facing right|with|and|in|s)\b|[^a-z ]"
 )
 
 
@@ -70,13 +64,8 @@ def part_mask(svg: bytes, size: int) -> NDArray[np.uint8]:
 
 
 def split_of(concept: Concept) -> str:
-    """``"val"`` for a fifth of the concepts, ``"train"`` for the others.
-
-    Concepts that differ in the people shown alone are on the same side.
-    """
-    family = " ".join(PEOPLE.sub(" ", concept.name).split()) or concept.subgroup
-    digest = hashlib.sha256(family.encode()).digest()
-    return "val" if digest[0] % VALIDATION_SHARE == 0 else "train"
+    """``"val"`` for the concepts of `held_out_concepts`, ``"train"`` for the others."""
+    return "val" if concept.hexcode in held_out_concepts() else "train"
 
 
 def write_openmoji_parts(

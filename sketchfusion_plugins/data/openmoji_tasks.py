@@ -13,14 +13,12 @@ from sketchfusion_plugins.data.task_data import SketchPhotoPairs, TaskData
 from sketchfusion_plugins.data.warps import WarpConfig
 from sketchfusion_plugins.metrics.retrieval import PROTOCOLS
 
-HELD_OUT = 0.3
 # Visits of a concept that see warps of their own before they repeat.
 REPEATS = 64
 # A class with fewer drawings leaves too few to judge.
 SMALLEST_CLASS = 10
-# Drawings that leave some for either part; a scene is of four families, and its drawing of a fifth.
-FEWEST = 2
-FEWEST_FOR_SCENES = 16
+# A scene is of four families, and its drawing of a fifth.
+FAMILIES_OF_A_SCENE = 5
 # How far a drawing may be turned and bent and still be the same drawing.
 AUGMENTATION = WarpConfig(rotation=15, scale=1.15, shift=0.06, bend=0.02)
 
@@ -40,7 +38,7 @@ def recognition(source: str, size: int, seed: int, limit: int | None) -> TaskDat
             "raise it to 200 or more."
         )
     drawings = drawings.subset(kept)
-    train, test = drawings.split(HELD_OUT, seed)
+    train, test = drawings.split()
     names = drawings.categories
     return TaskData(
         "recognition",
@@ -61,7 +59,7 @@ def recognition(source: str, size: int, seed: int, limit: int | None) -> TaskDat
 
 def retrieval(source: str, size: int, seed: int, limit: int | None) -> TaskData:
     """The very concept by its line drawing, among warped coloured pictures."""
-    train, test = _split(size, seed, limit)
+    train, test = _split(size, limit)
     return TaskData(
         "retrieval",
         source,
@@ -80,7 +78,7 @@ def retrieval(source: str, size: int, seed: int, limit: int | None) -> TaskData:
 
 def correspondence(source: str, size: int, seed: int, limit: int | None) -> TaskData:
     """Points of a line drawing in its warped coloured picture."""
-    train, test = _split(size, seed, limit)
+    train, test = _split(size, limit)
     return TaskData(
         "correspondence",
         source,
@@ -96,7 +94,7 @@ def correspondence(source: str, size: int, seed: int, limit: int | None) -> Task
 
 def query_segmentation(source: str, size: int, seed: int, limit: int | None) -> TaskData:
     """The drawn concept in a scene of four coloured pictures."""
-    train, test = _split(size, seed, limit, FEWEST_FOR_SCENES)
+    train, test = _split(size, limit, FAMILIES_OF_A_SCENE)
     return TaskData(
         "query_segmentation",
         source,
@@ -109,12 +107,13 @@ def query_segmentation(source: str, size: int, seed: int, limit: int | None) -> 
     )
 
 
-def _split(
-    size: int, seed: int, limit: int | None, fewest: int = FEWEST
-) -> tuple[Drawings, Drawings]:
-    if limit is not None and limit < fewest:
+def _split(size: int, limit: int | None, families: int = 1) -> tuple[Drawings, Drawings]:
+    """Training and held-out drawings of at least some families each."""
+    train, test = load_drawings(size, limit=limit).split()
+    fewest = min(len(set(side.family)) for side in (train, test))
+    if fewest < families:
         raise ValueError(
-            f"limit {limit} leaves too few drawings to train on and to judge; raise it to "
-            f"{fewest} or more."
+            f"limit {limit} leaves too few drawings to train on and to judge: {fewest} families, "
+            f"expected {families} or more of each. Raise it."
         )
-    return load_drawings(size, limit=limit).split(HELD_OUT, seed)
+    return train, test

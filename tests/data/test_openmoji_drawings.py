@@ -102,20 +102,18 @@ def test_families_are_many_and_named_by_their_first_member(family_of: dict[str, 
     assert all(family_of[name] == name for name in sizes)
 
 
-def test_no_near_copy_crosses_any_split(everything: tuple[list[Concept], np.ndarray]) -> None:
+def test_no_near_copy_crosses_the_split(everything: tuple[list[Concept], np.ndarray]) -> None:
     concepts, lines = everything
     number = {c.hexcode: index for index, c in enumerate(concepts)}
     empty = np.zeros((len(concepts), 64, 64, 3), np.uint8)
     whole = Drawings(tuple(concepts), lines, empty, empty[..., 0], families(concepts, lines))
-    overlap = ink_overlap(lines)
-    for seed in range(3):
-        train, held_out = whole.split(0.2, seed)
-        assert len(train) + len(held_out) == len(concepts)
-        assert not set(train.family) & set(held_out.family)
-        rows = [number[c.hexcode] for c in train.concepts]
-        columns = [number[c.hexcode] for c in held_out.concepts]
-        assert overlap[rows][:, columns].max() < NEAR_COPY
-        assert 0.08 < len(held_out) / len(concepts) < 0.4
+    train, held_out = whole.split()
+    assert len(train) + len(held_out) == len(concepts)
+    assert not set(train.family) & set(held_out.family)
+    rows = [number[c.hexcode] for c in train.concepts]
+    columns = [number[c.hexcode] for c in held_out.concepts]
+    assert ink_overlap(lines)[rows][:, columns].max() < NEAR_COPY
+    assert 0.18 < len(held_out) / len(concepts) < 0.22
 
 
 def test_overlap_by_hand() -> None:
@@ -184,10 +182,11 @@ def test_subsets_keep_everything_together() -> None:
     assert [c.hexcode for c in part.concepts] == ["d", "b"]
     assert part.line[:, 0, 0, 0].tolist() == [3, 1]
     assert part.family == ("d", "a")
-    first, second = whole.split(0.4, seed=1), whole.split(0.4, seed=1)
-    assert [c.hexcode for side in first for c in side.concepts] == [
-        c.hexcode for side in second for c in side.concepts
-    ]
+
+
+def test_split_with_an_empty_side_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 held out of 3; raise the limit"):
+        drawings(list("abc"), list("abc")).split()
 
 
 def test_parts_that_disagree_are_refused() -> None:
