@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/four_tasks"))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--weights", default="pretrained", choices=("pretrained", "random"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     console = Console(soft_wrap=True)
@@ -35,6 +36,7 @@ def main() -> None:
             "resume": True,
             "train_cfg.max_iters": arguments.iterations,
             "randomness.seed": arguments.seed,
+            "encoder.changes.weights": arguments.weights,
         }
         config = read_config(name, options)
         data = load_task_data(name, **config.data)

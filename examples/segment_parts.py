@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="folder with SPG's files")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--iterations", type=int, default=400)
+    parser.add_argument("--weights", default="pretrained", choices=("pretrained", "random"))
     arguments = parser.parse_args()
     if arguments.task == "spg" and arguments.source is None:
         parser.error("spg needs --source, the folder with spg.csv, spg_strokes.npz and parts.json")
@@ -55,16 +56,18 @@ def main() -> None:
     for name, seed, killed in (("seed 0", 0, False), ("seed 1", 1, False), ("killed", 0, True)):
         run = out / name.replace(" ", "")
         title = "seed 0, killed half-way and resumed" if killed else name
-        rows[f"{config}, {title}"] = train(config, folder, run, seed, arguments.iterations, killed)
+        options = (seed, arguments.iterations, arguments.weights, killed)
+        rows[f"{config}, {title}"] = train(config, folder, run, *options)
 
-    print(f"\n{arguments.task}, {arguments.iterations} iterations of 16 sketches")
+    print(f"\n{arguments.task}, {arguments.iterations} iterations of 16 sketches,", end=" ")
+    print(f"{arguments.weights} foundations")
     for name, metrics in rows.items():
         print(f"{name:55}", *(f"{key} {value:.1f}" for key, value in metrics.items()))
     write_text(json.dumps(rows, indent=1) + "\n", out / "results.json")
 
 
 def train(
-    config: str, folder: Path, run: Path, seed: int, iterations: int, killed: bool
+    config: str, folder: Path, run: Path, seed: int, iterations: int, weights: str, killed: bool
 ) -> dict[str, float]:
     """Train and validate once, with mmseg's script; a finished run is only read."""
     half = iterations // 2
@@ -72,7 +75,7 @@ def train(
     command += ["--work-dir", str(run), "--resume", "--cfg-options", f"randomness.seed={seed}"]
     command += [f"{loader}_dataloader.dataset.data_root={folder}" for loader in ("train", "val")]
     command += [f"train_cfg.max_iters={iterations}", f"train_cfg.val_interval={iterations}"]
-    command += [f"param_scheduler.1.end={iterations}"]
+    command += [f"param_scheduler.1.end={iterations}", f"model.backbone.weights={weights}"]
     command += [f"default_hooks.checkpoint.interval={half}"]
     if killed and not any(run.glob("*.pth")):
         process = subprocess.Popen(command, start_new_session=True)

@@ -1,7 +1,7 @@
 """PCA maps of Stable Diffusion's, CLIP's and the fused features of your own drawings.
 
 python examples/show_features.py drawing.png photo.jpg --out features.png
-python examples/show_features.py drawing.png --preset paper --weights pretrained
+python examples/show_features.py drawing.png --preset paper
 """
 
 import argparse
@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="+")
     parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--weights", default="random", choices=("random", "pretrained"))
+    parser.add_argument("--weights", default="pretrained", choices=("pretrained", "random"))
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--out", default="features.png")
     arguments = parser.parse_args()

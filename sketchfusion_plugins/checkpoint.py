@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.files import write_safetensors, write_text
-from sketchfusion_plugins.hub import explain_loading
+from sketchfusion_plugins.hub import bundled_weights, explain_loading
 
 if TYPE_CHECKING:
     from sketchfusion_plugins.encoder import SketchFusionEncoder
@@ -41,6 +41,10 @@ FOUNDATION_KEYS = (
 
 class CheckpointError(ValueError):
     """A checkpoint is damaged, of another kind, or made for another model."""
+
+
+class MisfitError(CheckpointError):
+    """A sound checkpoint that was made for another model."""
 
 
 def find_encoder(module: nn.Module) -> tuple[str, SketchFusionEncoder]:
@@ -148,7 +152,8 @@ def load_adapters(
     Args:
         module: A `SketchFusionEncoder`, or a module with one inside, with the foundations that the
             adapters were trained on.
-        source: Folder, safetensors file, or Hugging Face id.
+        source: Folder, safetensors file, Hugging Face id, or ``"sketchfusion/tiny"`` for the
+            packaged ones.
         revision: Branch, tag or commit of a hub id.
         strict: Whether what lies outside the encoder (a head) must fit too. If not, it is loaded
             where it fits, and the encoder may sit elsewhere in the module than it did.
@@ -157,7 +162,8 @@ def load_adapters(
         Names of the module's adapters and heads that the checkpoint did not have or fit.
 
     Raises:
-        CheckpointError: Damaged file, other architecture, or other foundations.
+        CheckpointError: Damaged file.
+        MisfitError: Other architecture, or other foundations.
         OSError: Not found.
     """
     path = _locate(source, revision)
@@ -279,7 +285,7 @@ def _state(module: nn.Module, with_foundations: bool) -> dict[str, Tensor]:
 
 
 def _locate(source: str | Path, revision: str | None) -> Path:
-    path = Path(source).expanduser()
+    path = bundled_weights(str(source)) or Path(source).expanduser()
     if path.is_file():
         return path
     if path.is_dir():
@@ -345,7 +351,7 @@ def _check_foundations(path: Path, expected: dict[str, Any], encoder: SketchFusi
     if expected["fingerprint"] == found:
         return
     diffusion, semantic = encoder.config.diffusion, encoder.config.semantic
-    raise CheckpointError(
+    raise MisfitError(
         f"{path} was trained on other foundations than this model has. Expected "
         f"{expected['diffusion']} (revision {expected['diffusion_revision']}, UNet file "
         f"{expected['unet_file']}) and {expected['semantic']} (revision "
@@ -372,7 +378,7 @@ def _check_tensors(path: Path, got: dict[str, Tensor], expected: dict[str, Tenso
         if got[name].shape != expected[name].shape
     ][:4]
     if problems:
-        raise CheckpointError(
+        raise MisfitError(
             f"{path} does not fit this model: {'; '.join(problems)}. "
             "Build the model with the configuration and number of classes that it was saved with."
         )

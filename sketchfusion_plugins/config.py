@@ -64,9 +64,11 @@ class SemanticConfig:
 
     Args:
         source: For ``kind="clip"`` a Hugging Face id or local folder in transformers' layout;
-            for ``kind="timm"`` a timm model name such as ``"vit_base_patch14_dinov2.lvd142m"``.
+            for ``kind="timm"`` a timm model name such as ``"vit_base_patch14_dinov2.lvd142m"``, or
+            a local folder in timm's layout.
         revision: Branch, tag or commit of a hub id (``kind="clip"`` only).
-        kind: ``"clip"`` (transformers' CLIP vision tower) or ``"timm"`` (any timm ViT).
+        kind: ``"clip"`` (transformers' CLIP vision tower) or ``"timm"`` (any timm ViT). A local
+            folder's ``config.json`` tells it itself.
         final_norm: Take tokens after the final LayerNorm. The released code takes them before.
     """
 

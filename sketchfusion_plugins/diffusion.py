@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from sketchfusion_plugins.config import DiffusionConfig
 from sketchfusion_plugins.denoiser import Denoiser, Inject, default_taps, list_blocks
 from sketchfusion_plugins.hub import (
+    bundled_weights,
     explain_loading,
     fetch_file,
     read_architecture,
@@ -185,7 +188,7 @@ def load_diffusion(
     dtype: torch.dtype = torch.float32,
     allow_pickle: bool = False,
 ) -> Diffusion:
-    """Build the branch from the hub, a local folder, or with random weights.
+    """Build the branch from the package, the hub, a local folder, or with random weights.
 
     Random weights come from the global random state; `SketchFusionEncoder` seeds it.
 
@@ -206,22 +209,38 @@ def load_diffusion(
         "use_safetensors": None if allow_pickle else True,
         "output_loading_info": True,
     }
-    with explain_loading("UNet", config.source, config.revision):
+    # The branch keeps the id: a packaged folder lies elsewhere in every installation.
+    place = replace(config, source=str(bundled_weights(config.source) or config.source))
+    with explain_loading("UNet", place.source, config.revision):
         unet, loaded = UNet2DConditionModel.from_pretrained(
-            config.source, subfolder="unet", **options
+            place.source, subfolder="unet", **options
         )
         require_weights(loaded["missing_keys"])
     if config.unet_file is not None:
         _replace_weights(unet, config.unet_file)
-    with explain_loading("VAE", config.source, config.revision):
-        vae_class = _vae_class(_load_config(config, "vae", "config.json"))
-        vae, loaded = vae_class.from_pretrained(config.source, subfolder="vae", **options)
+    with explain_loading("VAE", place.source, config.revision):
+        vae_class = _vae_class(_load_config(place, "vae", "config.json"))
+        with _quiet_diffusers():
+            vae, loaded = vae_class.from_pretrained(place.source, subfolder="vae", **options)
         decoder = ("decoder.", "post_quant_conv.")
         require_weights(name for name in loaded["missing_keys"] if not name.startswith(decoder))
-    with explain_loading("scheduler", config.source, config.revision):
-        scheduler = _load_config(config, "scheduler", "scheduler_config.json")
-    null_embedding = load_null_embedding(config, unet.config, allow_pickle=allow_pickle)
+    with explain_loading("scheduler", place.source, config.revision):
+        scheduler = _load_config(place, "scheduler", "scheduler_config.json")
+    null_embedding = load_null_embedding(place, unet.config, allow_pickle=allow_pickle)
     return Diffusion(config, vae, unet, scheduler, null_embedding.to(dtype), taps).eval()
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Keep diffusers from advice on weights that we judge ourselves; a decoder may be missing."""
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _build_random(

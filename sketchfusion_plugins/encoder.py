@@ -55,7 +55,7 @@ class SketchFusionEncoder(nn.Module):
     Example:
         >>> import torch
         >>> from sketchfusion_plugins import SketchFusionEncoder, preset
-        >>> encoder = SketchFusionEncoder(preset("tiny").replace(weights="random")).eval()
+        >>> encoder = SketchFusionEncoder(preset("tiny")).eval()
         >>> encoder(torch.zeros(1, 3, 96, 64)).shape
         torch.Size([1, 192, 12, 8])
     """
@@ -286,7 +286,8 @@ class SketchFusionEncoder(nn.Module):
         """Build the encoder that a checkpoint describes and load its adapters.
 
         Args:
-            source: Folder written by `save_pretrained`, or a Hugging Face id of one.
+            source: Folder written by `save_pretrained`, a Hugging Face id of one, or
+                ``"sketchfusion/tiny"``, which is part of the package.
             revision: Branch, tag or commit of a hub id.
             allow_pickle: See the class.
             changes: Config fields to change, as in `EncoderConfig.replace`, for instance

@@ -1,4 +1,4 @@
-"""Where weights and architectures come from: the hub, a local folder, or the bundled configs.
+"""Where weights and architectures come from: the hub, a local folder, or the package itself.
 
 Only safetensors are read unless the caller opts in to pickled files, and every failure is
 reported with the repository, what was expected there and how to mend it.
@@ -24,20 +24,41 @@ RETIRED_REPOSITORIES = {
 }
 """Repositories that their owners removed, with the community's living mirror."""
 
+WEIGHTS_FOLDER = Path(str(resources.files(__package__))) / "weights"
+BUNDLED_WEIGHTS = {
+    "sketchfusion/tiny": WEIGHTS_FOLDER / "tiny" / "adapters",
+    "sketchfusion/tiny-diffusion": WEIGHTS_FOLDER / "tiny" / "diffusion",
+    "vit_tiny_conv16_128": WEIGHTS_FOLDER / "tiny" / "semantic",
+}
+"""Ids whose trained weights ship with the package, with the folder of each."""
+
+
+def bundled_weights(source: str) -> Path | None:
+    """Folder of an id's packaged weights; None for other ids and for a local folder's path.
+
+    Raises:
+        OSError: This installation lacks them.
+    """
+    folder = BUNDLED_WEIGHTS.get(source)
+    if folder is None or Path(source).is_dir():
+        return None
+    if not folder.is_dir():
+        raise OSError(
+            f"the weights of {source!r} are part of this package, but this installation lacks "
+            f"their folder {folder}. Install the package's wheel or a complete checkout, or use "
+            "pretrained=False (timm) or weights='random'."
+        )
+    return folder
+
 
 def refuse_unavailable(source: str, weights: str) -> None:
     """Raise before any download when ``source`` is known to have no weights to give.
 
     Raises:
-        OSError: Names the mirror to use instead, or says that none exist yet.
+        OSError: Names the mirror to use instead.
     """
     if weights == "random" or Path(source).is_dir():
         return
-    if source.startswith("sketchfusion/"):
-        raise OSError(
-            f"{source!r} is an architecture of this package whose trained weights are not part of "
-            "this release. Use pretrained=False (timm) or weights='random'."
-        )
     mirror = RETIRED_REPOSITORIES.get(source)
     if mirror is not None:
         raise OSError(

@@ -14,7 +14,7 @@ STABLE_DIFFUSION_15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 BK_SDM_V2_SMALL = "nota-ai/bk-sdm-v2-small"
 CLIP_VIT_BASE_16 = "openai/clip-vit-base-patch16"
 TINY_DIFFUSION = "sketchfusion/tiny-diffusion"
-TINY_CLIP = "sketchfusion/tiny-clip"
+TINY_VIT = "vit_tiny_conv16_128"
 
 PRESETS: dict[str, EncoderConfig] = {
     "paper": EncoderConfig(),
@@ -37,8 +37,9 @@ PRESETS: dict[str, EncoderConfig] = {
         aggregation=AggregationConfig(out_channels=768),
     ),
     "tiny": EncoderConfig(
-        diffusion=DiffusionConfig(source=TINY_DIFFUSION),
-        semantic=SemanticConfig(source=TINY_CLIP),
+        # Best of five on concepts that training had seen: examples/pretrain_tiny/timesteps.py.
+        diffusion=DiffusionConfig(source=TINY_DIFFUSION, timestep=300),
+        semantic=SemanticConfig(source=TINY_VIT, kind="timm", final_norm=True),
         aggregation=AggregationConfig(out_channels=192, norm_groups=16),
     ),
 }

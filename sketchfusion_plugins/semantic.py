@@ -159,7 +159,7 @@ def load_semantic(
         OSError: It cannot be loaded; the message says how to mend it.
         ValueError: The model is of a kind that is not supported.
     """
-    if config.kind == "timm":
+    if _is_timm(config):
         return _load_timm(config, weights, dtype)
     refuse_unavailable(config.source, weights)
     from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -190,6 +190,15 @@ def load_semantic(
     ).eval()
 
 
+def _is_timm(config: SemanticConfig) -> bool:
+    """Whether timm reads it; a folder's layout overrules ``kind``."""
+    path = Path(config.source) / "config.json"
+    if not path.is_file():
+        return config.kind == "timm"
+    with explain_loading("CLIP image encoder", config.source, config.revision):
+        return "architecture" in read_json(path)
+
+
 def _read_clip_folder(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     processor = folder / "preprocessor_config.json"
@@ -204,8 +213,9 @@ def _read_clip_folder(folder: Path) -> dict[str, Any]:
 def _load_timm(config: SemanticConfig, weights: str, dtype: torch.dtype) -> TimmVision:
     import timm
 
-    name = config.source
-    if not timm.is_model(name):
+    folder = Path(config.source).is_dir()
+    name = f"local-dir:{config.source}" if folder else config.source
+    if not folder and not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
         hint = f" Similar names: {', '.join(near)}." if near else ""
         raise ValueError(f"timm knows no model {name!r}.{hint} See timm.list_models('vit_*').")

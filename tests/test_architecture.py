@@ -200,13 +200,13 @@ def test_adapters_of_the_paper(name: str) -> None:
 def test_bundled_files_are_listed() -> None:
     folder = ROOT / "sketchfusion_plugins" / "architectures"
     known = bundled_architectures()
-    assert len(known) == len(list(folder.glob("*.json"))) == 7
+    assert len(known) == len(list(folder.glob("*.json"))) == 6
     for source in known:
         assert isinstance(read_architecture(source), dict)
 
 
 def test_unknown_architecture() -> None:
-    with pytest.raises(ValueError, match=r"'a/b'.*sketchfusion/tiny-clip"):
+    with pytest.raises(ValueError, match=r"'a/b'.*sketchfusion/tiny-diffusion"):
         read_architecture("a/b")
 
 

@@ -214,6 +214,26 @@ def test_clip_that_cannot_be_had() -> None:
         load_semantic(SemanticConfig(source="nobody/clip"), weights="random")
 
 
+def test_a_folder_tells_whether_timm_reads_it(clip_folder: Path, tmp_path: Path) -> None:
+    assert isinstance(load_semantic(SemanticConfig(str(clip_folder), kind="timm")), ClipVision)
+
+    torch.manual_seed(1)
+    model = timm.create_model("vit_tiny_conv16_128", num_classes=0).eval()
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    image = _pixels(64, 96)
+    expected = deepcopy(model)
+    expected.patch_embed.strict_img_size, expected.dynamic_img_size = False, True
+    expected.patch_embed.flatten, expected.patch_embed.output_fmt = False, "NHWC"
+    for kind in ("clip", "timm"):
+        branch = load_semantic(SemanticConfig(str(tmp_path), kind=kind, final_norm=True))
+        assert isinstance(branch, TimmVision)
+        assert (branch.patch_size, branch.image_size, branch.channels) == (16, 128, 192)
+        with torch.no_grad():
+            tokens = expected.forward_features(image)
+            grid = tokens.transpose(1, 2).unflatten(2, (4, 6))
+            torch.testing.assert_close(branch(image), grid)
+
+
 # --- timm --------------------------------------------------------------------------------------
 
 

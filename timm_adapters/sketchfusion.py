@@ -2,7 +2,7 @@
 
 >>> import timm, sketchfusion_plugins
 >>> model = timm.create_model("sketchfusion_tiny", num_classes=250)
->>> backbone = timm.create_model("sketchfusion_tiny", features_only=True)
+>>> backbone = timm.create_model("sketchfusion_tiny", pretrained=True, features_only=True)
 """
 
 from __future__ import annotations
@@ -26,9 +26,15 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from sketchfusion_plugins.aggregation import AdaptivePyramid, cells
-from sketchfusion_plugins.checkpoint import load_adapters, save_adapters
+from sketchfusion_plugins.checkpoint import (
+    WEIGHTS_FILE,
+    MisfitError,
+    load_adapters,
+    save_adapters,
+)
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.encoder import FeatureLevels, SketchFusionEncoder
+from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, bundled_weights
 from sketchfusion_plugins.presets import preset
 from timm_adapters.head import NormClassifierHead
 
@@ -270,7 +276,7 @@ def _cfg(side: int, **changes: Any) -> dict[str, Any]:
             "encoder.semantic.model.embeddings.patch_embedding",
         ),
         "classifier": "head.fc",
-        "hf_hub_filename": "adapters.safetensors",
+        "hf_hub_filename": WEIGHTS_FILE,
         "custom_load": "hf",
         "paper_ids": "arXiv:2503.14129",
         "paper_name": "SketchFusion: Learning Universal Sketch Features through Fusing "
@@ -280,6 +286,8 @@ def _cfg(side: int, **changes: Any) -> dict[str, Any]:
 
 
 _OPENRAIL = "creativeml-openrail-m"
+_TINY = "sketchfusion/tiny"
+_TINY_ADAPTERS = str(BUNDLED_WEIGHTS[_TINY] / WEIGHTS_FILE)
 
 default_cfgs = generate_default_cfgs(
     {
@@ -287,7 +295,15 @@ default_cfgs = generate_default_cfgs(
         "sketchfusion_base.cleandift": _cfg(336, license=f"{_OPENRAIL} (openrail++), MIT"),
         "sketchfusion_base.sd15": _cfg(336, license=_OPENRAIL),
         "sketchfusion_small.bksdm": _cfg(256, license=_OPENRAIL),
-        "sketchfusion_tiny.untrained": _cfg(128, license="apache-2.0"),
+        "sketchfusion_tiny.open_pictures": _cfg(
+            128,
+            file=_TINY_ADAPTERS,
+            license="apache-2.0",
+            first_conv=(
+                "encoder.diffusion.vae.encoder.layers.0",
+                "encoder.semantic.model.patch_embed.backbone.stem.conv",
+            ),
+        ),
     }
 )
 
@@ -296,35 +312,54 @@ TAG_PRESETS = {
     "cleandift": "cleandift",
     "sd15": "sd15",
     "bksdm": "small",
-    "untrained": "tiny",
+    "open_pictures": "tiny",
 }
 
 
 def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     # timm takes a file named by the caller for a whole state dict; ours hold adapters, and a check.
     overlay = {"custom_load": "hf", **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
+    if overlay.get("hf_hub_id") or overlay.get("url"):
+        # timm prefers a file, which would be the packaged one.
+        overlay.setdefault("file", None)
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
     kwargs.setdefault(
         "config", TAG_PRESETS.get(cfg.tag, TAG_PRESETS[default_cfgs[variant].tags[0]])
     )
     kwargs.setdefault("weights", "pretrained" if pretrained else "random")
+
+    def build(with_adapters: bool) -> nn.Module:
+        model: nn.Module = build_model_with_cfg(
+            SketchFusion,
+            variant,
+            pretrained=with_adapters,
+            pretrained_cfg_overlay=overlay,
+            feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+            **kwargs,
+        )
+        return model
+
     has_adapters = bool(pretrained and cfg.has_weights)
-    model: nn.Module = build_model_with_cfg(
-        SketchFusion,
-        variant,
-        pretrained=has_adapters,
-        pretrained_cfg_overlay=overlay,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **kwargs,
-    )
+    if not has_adapters:
+        model, adapters = build(False), "injection, aggregation and head are fresh"
+    elif cfg.file != _TINY_ADAPTERS:
+        model, adapters = build(True), f"loaded adapters {cfg.file or cfg.hf_hub_id or cfg.url}"
+    else:
+        bundled_weights(_TINY)
+        try:
+            model, adapters = build(True), f"loaded adapters {_TINY}; a head is fresh"
+        except MisfitError as error:
+            # The caller changed foundations or architecture: then these adapters are not meant.
+            model = build(False)
+            adapters = f"injection, aggregation and head are fresh, because {error}"
     if pretrained:
         config = next(m for m in model.modules() if isinstance(m, SketchFusionEncoder)).config
         _logger.warning(
-            "%s: loaded foundations %s and %s; %s.",
+            "%s: loaded foundations %s and %s; %s",
             variant,
             config.diffusion.source,
             config.semantic.source,
-            "loaded adapters" if has_adapters else "injection, aggregation and head are fresh",
+            adapters.removesuffix(".") + ".",
         )
     return model
 

@@ -21,8 +21,9 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="Folder or Hugging Face id of a checkpoint; a preset (paper, official, sd15, "
-        "cleandift, small, tiny); clip:PRESET, sd:PRESET, sd+clip:PRESET; timm:NAME; hog; pixels.",
+        help="Folder or Hugging Face id of a checkpoint, or sketchfusion/tiny, which is part of "
+        "the package; a preset (paper, official, sd15, cleandift, small, tiny); clip:PRESET, "
+        "sd:PRESET, sd+clip:PRESET; timm:NAME; hog; pixels.",
     ),
 ]
 WeightsOption = Annotated[

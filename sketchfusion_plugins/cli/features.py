@@ -40,7 +40,7 @@ def features(
 
     A .jsonl file is continued: pictures in it are not described again.
 
-    Example: sketchfusion features drawings --model tiny --weights random --out features.jsonl
+    Example: sketchfusion features drawings --model sketchfusion/tiny --out features.jsonl
     """
     with errors_in_one_line():
         from sketchfusion_plugins.inference.answers import describe_files

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sketchfusion_plugins.cli.common import errors_in_one_line
+from sketchfusion_plugins.cli.common import WeightsOption, errors_in_one_line
 
 
 def quickstart(
@@ -17,11 +17,9 @@ def quickstart(
         "sketchfusion-quickstart"
     ),
     model: Annotated[str, typer.Option(help="timm name of the model.")] = "sketchfusion_tiny",
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Load pretrained foundations.")
-    ] = False,
+    weights: WeightsOption = "pretrained",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training drawings.")] = 6,
-    seed: Annotated[int, typer.Option(help="Seed of split and training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
     device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -36,7 +34,7 @@ def quickstart(
 
     with errors_in_one_line():
         report = run_quickstart(
-            out, model_name=model, pretrained=pretrained, epochs=epochs, seed=seed, device=device
+            out, model_name=model, weights=weights, epochs=epochs, seed=seed, device=device
         )
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))

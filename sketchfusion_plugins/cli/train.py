@@ -31,7 +31,7 @@ def train(
     ] = None,
     weights: Annotated[
         Weights | None,
-        typer.Option(help="Weights of foundations; default: pretrained with --model."),
+        typer.Option(help="Weights of foundations; default: the config's, for --model pretrained."),
     ] = None,
     work_dir: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints and logs; default: runs/TASK.")
@@ -65,7 +65,7 @@ def train(
 ) -> None:
     """Train injection, aggregation and a task's head, then judge them on held-out data.
 
-    Example: sketchfusion train correspondence --model tiny --weights random --iterations 200
+    Example: sketchfusion train correspondence --model tiny --iterations 200
     """
     options = _parse(settings or [])
     with errors_in_one_line(), redirect_stdout(sys.stderr):

@@ -5,6 +5,7 @@ sketchfusion_base.cleandift, ...                the same by timm name
 clip:PRESET, sd:PRESET, sd+clip:PRESET          a preset's foundations; "paper" if none is named
 timm:NAME                                       the last map of any timm model
 hog, pixels                                     what needs no learning
+sketchfusion/tiny                               tiny, with the adapters of this package
 a folder, or a Hugging Face id                  what save_pretrained wrote
 """
 
@@ -39,6 +40,7 @@ from sketchfusion_plugins.features import (
     PixelFeatures,
     TimmFeatures,
 )
+from sketchfusion_plugins.hub import bundled_weights
 from sketchfusion_plugins.presets import PRESETS
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import load_task
@@ -188,7 +190,7 @@ def identify(name: str, weights: Weights = "pretrained") -> str:
     foundations = f"{config_of(name, weights).weights} foundations"
     if not _is_checkpoint(name):
         return f"{name} ({foundations})"
-    file = Path(name).expanduser() / WEIGHTS_FILE
+    file = (bundled_weights(name) or Path(name).expanduser()) / WEIGHTS_FILE
     if not file.is_file():
         return f"{name} ({foundations})"
     return f"{name} ({foundations}, adapters {hashlib.sha256(file.read_bytes()).hexdigest()[:8]})"

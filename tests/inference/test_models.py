@@ -54,7 +54,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("tiny", FusedFeatures),
         ("sketchfusion_tiny", FusedFeatures),
-        ("sketchfusion_tiny.untrained", FusedFeatures),
+        ("sketchfusion_tiny.open_pictures", FusedFeatures),
         ("clip:tiny", ClipFeatures),
         ("sd:tiny", DiffusionFeatures),
         ("sd+clip:sketchfusion_tiny", ConcatenatedFeatures),

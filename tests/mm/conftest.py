@@ -171,6 +171,7 @@ def _shrink(name: str, data: Path) -> dict[str, Any]:
         "default_hooks.checkpoint.interval": 2,
         "default_hooks.logger.interval": 1,
         "randomness.seed": 0,
+        "model.backbone.weights": "random",
         # Runners are told apart by name, which otherwise is the second that they start in.
         "experiment_name": uuid4().hex,
     }
@@ -190,7 +191,6 @@ def _shrink(name: str, data: Path) -> dict[str, Any]:
                 options[f"{where}.size"] = SIDE
     if "base" in Path(name).name:
         options["model.backbone.variant"] = "sketchfusion_tiny"
-        options["model.backbone.weights"] = "random"
         options["model.backbone.foundation_dtype"] = "float32"
         options["model.neck.in_channels"] = "[96,144,144]"
     return options

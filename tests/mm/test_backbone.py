@@ -65,7 +65,7 @@ def test_levels_are_the_encoders(config: Any, sketches: Any, size: tuple[int, in
         ("sketchfusion_base.cleandift", "cleandift"),
         ("sketchfusion_base.sd15", "sd15"),
         ("sketchfusion_small", "small"),
-        ("sketchfusion_tiny.untrained", "tiny"),
+        ("sketchfusion_tiny.open_pictures", "tiny"),
         ("official", "official"),
     ],
 )

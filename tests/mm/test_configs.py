@@ -77,6 +77,7 @@ def test_schedules_move_what_they_say(schedule: str, segmentor_inputs: dict[str,
     config = Config.fromfile(FOLDER / "tiny_fpn_openmoji_128.py")
     schedule_config = Config.fromfile(FOLDER / "_base_" / "schedules" / f"{schedule}.py")
     config.model.backbone.freeze_foundations = schedule != "full"
+    config.model.backbone.weights = "random"
     init_default_scope("mmseg")
     model = MODELS.build(config.model).train()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}

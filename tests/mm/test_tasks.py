@@ -307,7 +307,7 @@ def test_two_processes_train_on_their_shares_and_save_once(
         "query_segmentation",
         tmp_path / "work",
         2,
-        data__limit=24,
+        data__limit=40,
         train_dataloader__batch_size=2,
         custom_hooks=[{"type": "SaveAdaptersHook"}, {"type": "Watch"}],
     )

@@ -1,6 +1,6 @@
 """What every task trains with: AdamW, one warm-up, a cosine, checkpoints that resume."""
 
-encoder = dict(variant="sketchfusion_tiny", changes=dict(weights="random"))
+encoder = dict(variant="sketchfusion_tiny", changes=dict(weights="pretrained"))
 data = dict(source="openmoji", size=128, seed=0)
 train_dataloader = dict(batch_size=16, num_workers=0)
 judge = dict(batch_size=32, workers=0)
