@@ -1,0 +1,194 @@
+"""Stage 1: coloured pictures with captions, drawn once into shards.
+
+python examples/pretrain_tiny/data.py --work DIR
+
+Drops pictures whose name contains a held-out concept's name, whatever the artist; held-out
+concepts themselves are drawn for measuring losses, never for training. What is drawn already is
+kept, so a run that was killed goes on. ``DIR/sources.json`` records packages, versions, licences
+and counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sources import EMOJI, SIZE, SOURCES, Item, describe, fetch, list_items, words
+from torch import Tensor
+from tqdm import tqdm
+
+from sketchfusion_plugins.data.openmoji import Concept, held_out_concepts, load_concepts
+from sketchfusion_plugins.files import write_safetensors, write_text
+
+SHARD = 1000
+SMALLEST_INK = 0.01
+SMALLEST_COLOURED = 0.02
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a picture.
+
+    Attributes:
+        source: Where it comes from.
+        name: What it shows.
+        keywords: Further words for captions.
+        concept: Hexcode of the OpenMoji concept, "" for other pictures.
+        held_out: For measuring alone.
+    """
+
+    source: str
+    name: str
+    keywords: tuple[str, ...]
+    concept: str
+    held_out: bool
+
+    def caption(self, generator: np.random.Generator) -> str:
+        """Name and, mostly, some keywords in random order."""
+        chosen: list[str] = []
+        if self.keywords and generator.random() < 0.8:
+            count = min(len(self.keywords), int(generator.integers(1, 5)))
+            chosen = list(generator.choice(self.keywords, count, replace=False))
+        return " ".join([self.name, *chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """N pictures uint8 ``[N, 3, SIZE, SIZE]`` with their rows."""
+
+    pixels: Tensor
+    rows: tuple[Row, ...]
+
+    def subset(self, indices: Sequence[int]) -> Pictures:
+        """Some of them, in the order given."""
+        return Pictures(self.pixels[list(indices)], tuple(self.rows[i] for i in indices))
+
+    def groups(self) -> Tensor:
+        """Number of every picture's concept ``[N]``; pictures without one are their own."""
+        number: dict[str, int] = {}
+        keys = [row.concept or f"#{index}" for index, row in enumerate(self.rows)]
+        return torch.tensor([number.setdefault(key, len(number)) for key in keys])
+
+
+def load_pictures(work: Path) -> tuple[Pictures, Pictures]:
+    """Training and held-out pictures that stage 1 has drawn.
+
+    Raises:
+        FileNotFoundError: It has drawn none, or not all of them.
+    """
+    from safetensors import safe_open
+
+    paths = sorted((work / "pictures").glob("*.safetensors"))
+    if not paths or not (work / "sources.json").is_file():
+        raise FileNotFoundError(f"{work} holds no finished pictures; run data.py --work {work}.")
+    pixels, rows = [], []
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            pixels.append(file.get_tensor("pictures"))
+            for values in json.loads(file.metadata()["rows"]):
+                rows.append(Row(**{**values, "keywords": tuple(values["keywords"])}))
+    pictures = Pictures(torch.cat(pixels), tuple(rows))
+    return (
+        pictures.subset([i for i, row in enumerate(rows) if not row.held_out]),
+        pictures.subset([i for i, row in enumerate(rows) if row.held_out]),
+    )
+
+
+def save_shard(path: Path, pictures: Sequence[NDArray[np.uint8]], rows: Sequence[Row]) -> None:
+    """Write a shard atomically; pictures are uint8 ``[SIZE, SIZE, 3]``."""
+    pixels = np.stack(pictures) if pictures else np.empty((0, SIZE, SIZE, 3), np.uint8)
+    write_safetensors(
+        {"pictures": torch.from_numpy(pixels).permute(0, 3, 1, 2)},
+        path,
+        {"rows": json.dumps([vars(row) for row in rows])},
+    )
+
+
+class Leaks:
+    """Tells names that contain a held-out concept's name, plurals alike."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = {frozenset(_stems(name)) for name in names}
+        self.names.discard(frozenset())
+
+    def __call__(self, name: str) -> bool:
+        """Whether the name does."""
+        stems = _stems(name)
+        return any(held <= stems for held in self.names)
+
+
+def _stems(name: str) -> set[str]:
+    return {word.removesuffix("s") if len(word) > 3 else word for word in words(name)}
+
+
+def draw_source(
+    source: str, work: Path, concepts: Sequence[Concept], hidden: frozenset[str], leaks: Leaks
+) -> None:
+    """Draw a source into shards that are not there yet."""
+    items = list_items(source, work / "packages", concepts)
+    kept = (item for item in items if item.concept in hidden or not leaks(item.name))
+    for number, shard in enumerate(_batches(kept)):
+        path = work / "pictures" / f"{source}-{number:03d}.safetensors"
+        if path.is_file():
+            continue
+        pictures, rows = [], []
+        for item in tqdm(shard, desc=f"{source} {number}", leave=False, disable=None):
+            try:
+                picture = item.draw()
+            except (ValueError, OSError):
+                # Clip art is made by many hands; some of it no renderer reads.
+                continue
+            if not _useful(picture, item.concept is None):
+                continue
+            held = item.concept in hidden
+            pictures.append(picture)
+            rows.append(Row(source, item.name, item.keywords, item.concept or "", held))
+        save_shard(path, pictures, rows)
+
+
+def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
+    while shard := list(islice(items, SHARD)):
+        yield shard
+
+
+def _useful(picture: NDArray[np.uint8], must_be_coloured: bool) -> bool:
+    """Neither blank nor, outside the emoji, black on white."""
+    if float((picture.min(-1) < 250).mean()) < SMALLEST_INK:
+        return False
+    spread = picture.max(-1).astype(int) - picture.min(-1)
+    return not must_be_coloured or float((spread > 40).mean()) > SMALLEST_COLOURED
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder outside the repository")
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES)
+    options = parser.parse_args(arguments)
+    work: Path = options.work
+    concepts = load_concepts()
+    hidden = held_out_concepts()
+    leaks = Leaks([concept.name for concept in concepts if concept.hexcode in hidden])
+    for source in tqdm(options.sources, desc="sources", disable=None):
+        draw_source(source, work, concepts, hidden, leaks)
+    manifest = {source: describe(source, work / "packages") for source in options.sources}
+    if {"openmoji", *EMOJI} & set(options.sources):
+        fetch("emojilib", work / "packages")
+        manifest["emojilib (keywords)"] = describe("emojilib", work / "packages")
+    write_text(json.dumps(manifest, indent=1) + "\n", work / "sources.json")
+    train, test = load_pictures(work)
+    for source in options.sources:
+        counted = [sum(row.source == source for row in side.rows) for side in (train, test)]
+        manifest[source] |= {"pictures": str(counted[0]), "held_out": str(counted[1])}
+    write_text(json.dumps(manifest, indent=1) + "\n", work / "sources.json")
+    print(f"{len(train.rows)} pictures to train on, {len(test.rows)} held out, in {work}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Stage 5: the foundations as `SketchFusionEncoder` loads them, fp16 safetensors, below 25 MB.
+
+python examples/pretrain_tiny/export.py --work DIR --out DIR
+
+After the fusion stage, ``--fusion DIR/fusion/fused-0`` writes its injection and aggregation beside
+them; with ``--out sketchfusion_plugins/weights/tiny`` that is what the package ships.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import timm
+import torch
+from clip import load_tokenizer, tokenize
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from fusion_models import load_trained
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
+from unet import scheduler, text_tower
+
+from sketchfusion_plugins.features import FusedFeatures
+from sketchfusion_plugins.files import write_safetensors
+from sketchfusion_plugins.null_prompt import FILENAME
+from sketchfusion_plugins.presets import preset
+
+# The budget of a wheel, in bytes.
+LARGEST = 25_000_000
+
+
+def export(work: Path, out: Path) -> int:
+    """Write ``<out>/diffusion`` and ``<out>/semantic``; returns their bytes.
+
+    Raises:
+        FileNotFoundError: A stage has not finished.
+        ValueError: The files are larger than a wheel may be.
+    """
+    for stage in ("vae", "clip_image", "clip_text", "unet"):
+        if not (work / stage).is_dir():
+            raise FileNotFoundError(f"{work / stage} is missing; train that stage first.")
+    shutil.rmtree(out / "diffusion", ignore_errors=True)
+    shutil.rmtree(out / "semantic", ignore_errors=True)
+    diffusion = out / "diffusion"
+    factor = float(load_file(work / "latents.safetensors")["scaling_factor"])
+    vae = AutoencoderTiny.from_pretrained(work / "vae")
+    vae.register_to_config(scaling_factor=factor)
+    vae.half().save_pretrained(diffusion / "vae")
+    # The encoder alone is used; decoder weights would be half of the file.
+    weights = diffusion / "vae" / "diffusion_pytorch_model.safetensors"
+    kept = {name: value for name, value in load_file(weights).items() if "decoder" not in name}
+    write_safetensors(kept, weights, {"format": "pt"})
+    unet = UNet2DConditionModel.from_pretrained(work / "unet")
+    unet.half().save_pretrained(diffusion / "unet")
+    scheduler().save_pretrained(diffusion / "scheduler")
+    text = CLIPTextModel.from_pretrained(text_tower(work)).eval()
+    with torch.no_grad():
+        null = text(tokenize(load_tokenizer(work), [""])).last_hidden_state
+    write_safetensors({"null_embedding": null.half()}, diffusion / FILENAME)
+    image = timm.create_model(f"local-dir:{work / 'clip_image'}", pretrained=True)
+    timm.models.save_for_hf(image.half(), out / "semantic", safe_serialization=True)
+    for path in out.rglob("pytorch_model.bin"):
+        path.unlink()
+    return weigh(out)
+
+
+def export_fusion(fusion: Path, out: Path) -> int:
+    """Write ``<out>/adapters``, fp16, for the preset; returns the bytes of ``out``.
+
+    Raises:
+        FileNotFoundError: The fusion stage has not finished.
+        ValueError: It was trained for another configuration than the preset's, or the files are
+            larger than a wheel may be.
+    """
+    features = load_trained(fusion).features
+    assert isinstance(features, FusedFeatures)
+    encoder = features.encoder
+    sources = encoder.config.diffusion.source, encoder.config.semantic.source
+    shipped = preset("tiny")
+    if shipped.replace(diffusion__source=sources[0], semantic__source=sources[1]) != encoder.config:
+        raise ValueError(f"{fusion} was trained with {encoder.config}, the preset is {shipped}.")
+    # What is shipped names the foundations by the ids that the package resolves.
+    encoder.config = shipped
+    for part in (encoder.injector, encoder.aggregator):
+        assert part is not None
+        part.half()
+    encoder.save_pretrained(out / "adapters")
+    return weigh(out)
+
+
+def weigh(out: Path) -> int:
+    """Bytes of a folder.
+
+    Raises:
+        ValueError: More than a wheel may take.
+    """
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if size > LARGEST:
+        raise ValueError(f"{out} takes {size} bytes, more than the {LARGEST} of a wheel.")
+    return size
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--fusion", type=Path, help="result of fusion.py to write too")
+    options = parser.parse_args(arguments)
+    size = export(options.work, options.out)
+    if options.fusion is not None:
+        size = export_fusion(options.fusion, options.out)
+    print(f"{options.out}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

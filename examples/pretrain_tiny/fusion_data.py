@@ -1,0 +1,312 @@
+"""What the fusion stage sees: pairs of drawings and pictures, never of a held-out concept.
+
+Three kinds of pairs make a batch:
+
+- emoji: OpenMoji's line drawing of a concept with its own warped picture, whose points are known,
+  or with another artist's picture;
+- sketches: two drawings of one Quick, Draw! class by different people, or a drawing with a
+  coloured picture of the concept of that name;
+- parts: two drawings of one SPG class, whose strokes carry part labels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from clip import jitter
+from data import Leaks, Pictures, load_pictures
+from judged_sketches import last_of_each
+from numpy.typing import NDArray
+from torch import Tensor
+from training import normalise, random_affine
+
+from sketchfusion_plugins.data.openmoji import held_out_concepts
+from sketchfusion_plugins.data.openmoji_drawings import load_drawings
+from sketchfusion_plugins.data.openmoji_pairs import spread_points
+from sketchfusion_plugins.data.quickdraw import QuickDraw
+from sketchfusion_plugins.data.spg import load_spg
+from sketchfusion_plugins.data.strokes import Strokes, StrokeStyle, render, render_labels
+from sketchfusion_plugins.data.warps import WarpConfig, random_warp
+
+SIZE = 128
+POINTS = 24
+PART_POINTS = 16
+ALIGNED, ARTISTS, SKETCHES, PARTS = 8, 12, 12, 6
+SKETCH_WARP = WarpConfig(rotation=15, scale=1.2, shift=0.06, bend=0.03)
+NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class FusionBatch:
+    """P pairs; the first ``ALIGNED`` have matched points, the last ``PARTS`` labelled ones.
+
+    Attributes:
+        drawing: ``[P, 3, S, S]`` in -1..1.
+        picture: ``[P, 3, S, S]``.
+        concept: What a pair shows ``[P]``; equal numbers are positives of each other.
+        subgroup: OpenMoji subgroup of the pair ``[P]``, or ``NO_LABEL``.
+        sketch_class: Quick, Draw! class of the pair ``[P]``, or ``NO_LABEL``.
+        points: Points in drawing and picture, each ``[ALIGNED, POINTS, 2]`` in pixels.
+        visible: Which of them both show ``[ALIGNED, POINTS]``.
+        part_points: Points on strokes, each ``[PARTS, PART_POINTS, 2]``.
+        parts: Their labels, each ``[PARTS, PART_POINTS]``.
+    """
+
+    drawing: Tensor
+    picture: Tensor
+    concept: Tensor
+    subgroup: Tensor
+    sketch_class: Tensor
+    points: tuple[Tensor, Tensor]
+    visible: Tensor
+    part_points: tuple[Tensor, Tensor]
+    parts: tuple[Tensor, Tensor]
+
+
+class FusionBatches:
+    """Draws batches; the same generator gives the same batch.
+
+    Args:
+        work: Folder that `data.py` filled.
+        quickdraw: Folder of Quick, Draw!, see `sketchfusion_plugins.data.quickdraw`.
+        spg: Folder of SPG, see `sketchfusion_plugins.data.spg`.
+
+    Attributes:
+        subgroups: Names of OpenMoji's subgroups.
+        classes: Names of the sketch classes.
+    """
+
+    def __init__(self, work: Path, quickdraw: Path, spg: Path) -> None:
+        hidden = held_out_concepts()
+        drawings = load_drawings(SIZE)
+        leaks = Leaks([c.name for c in drawings.concepts if c.hexcode in hidden])
+        seen = [i for i, c in enumerate(drawings.concepts) if c.hexcode not in hidden]
+        self.drawings = drawings.subset(seen)
+        self.subgroups = self.drawings.categories
+        families = sorted(set(self.drawings.family))
+        self.family = [families.index(name) for name in self.drawings.family]
+        self.pictures = load_pictures(work)[0]
+        self.by_artist = _artists(self.pictures)
+
+        self.sketches = QuickDraw(quickdraw)
+        self.classes = self.sketches.categories
+        self.by_class = {
+            label: drawings
+            for label, drawings in fitting_drawings(self.sketches).items()
+            if not leaks(self.classes[label])
+        }
+        names = {concept.name.lower(): i for i, concept in enumerate(self.drawings.concepts)}
+        self.emoji_of = {
+            label: names[name.lower()]
+            for label, name in enumerate(self.classes)
+            if name.lower() in names
+        }
+        parts = [drawing for drawing in load_spg(spg)[1] if drawing.split == "train"]
+        self.parts = defaultdict(list)
+        for drawing in parts:
+            self.parts[drawing.category].append(drawing)
+        self.part_names = sorted(self.parts)
+
+    def concept_of_class(self, label: int) -> int:
+        """Number of what a sketch class shows; an emoji's where there is one of that name."""
+        emoji = self.emoji_of.get(label)
+        return self.family[emoji] if emoji is not None else len(self.family) + label
+
+    def __call__(self, generator: torch.Generator) -> FusionBatch:
+        """Draw a batch."""
+        draw = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
+        chosen = draw.choice(len(self.drawings), ALIGNED + ARTISTS, replace=False)
+        lines = restyle(normalise(_channels_first(self.drawings.line[chosen])), draw)
+        aligned, points, visible = self._aligned(chosen[:ALIGNED], lines[:ALIGNED], generator, draw)
+        artists = torch.stack([self._by_artist(index, draw) for index in chosen[ALIGNED:]])
+        sketches, answers, labels = self._sketches(draw)
+        parts = self._parts(draw)
+
+        coloured = torch.cat([artists, answers])
+        coloured = random_affine(coloured, generator, degrees=20, scale=(0.75, 1.1), mirror=False)
+        free = random_affine(
+            torch.cat([lines[ALIGNED:], sketches]),
+            generator,
+            degrees=20,
+            scale=(0.75, 1.1),
+            mirror=False,
+        )
+        flip = torch.from_numpy(draw.random(len(free)) < 0.5)[:, None, None, None]
+        coloured, free = (torch.where(flip, side.flip(-1), side) for side in (coloured, free))
+        coloured = torch.cat([aligned[1], coloured])
+        part_classes = [self._class_of_part(name) for name in parts.names]
+        return FusionBatch(
+            drawing=torch.cat([aligned[0], free, parts.images[0]]),
+            picture=torch.cat([jitter(coloured, generator), parts.images[1]]),
+            concept=torch.tensor(
+                [self.family[index] for index in chosen]
+                + [self.concept_of_class(label) for label in labels]
+                + [
+                    self.concept_of_class(label) if label != NO_LABEL else -2 - number
+                    for number, label in enumerate(part_classes)
+                ]
+            ),
+            subgroup=torch.tensor(
+                [self.subgroups.index(self.drawings.concepts[i].subgroup) for i in chosen]
+                + [NO_LABEL] * (SKETCHES + PARTS)
+            ),
+            sketch_class=torch.tensor([NO_LABEL] * len(chosen) + labels + part_classes),
+            points=points,
+            visible=visible,
+            part_points=parts.points,
+            parts=parts.labels,
+        )
+
+    def _aligned(
+        self,
+        chosen: NDArray[np.int64],
+        lines: Tensor,
+        generator: torch.Generator,
+        draw: np.random.Generator,
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
+        """Line drawings and pictures, both warped, with matched points."""
+        images: tuple[list[Tensor], list[Tensor]] = ([], [])
+        found: tuple[list[Tensor], list[Tensor]] = ([], [])
+        seen = []
+        for line, index in zip(lines, chosen, strict=True):
+            own, visible = spread_points(self.drawings.line[index], POINTS, generator)
+            colour = normalise(_channels_first(self.drawings.color[index][None]))[0]
+            for side, (image, config) in enumerate(((line, SKETCH_WARP), (colour, WarpConfig()))):
+                warp = random_warp(generator, config)
+                moved, shown = warp.points(own, SIZE, SIZE)
+                images[side].append(warp.image(image))
+                found[side].append(moved)
+                visible = visible & shown
+            if draw.random() < 0.5:
+                for side in (0, 1):
+                    images[side][-1] = images[side][-1].flip(-1)
+                    found[side][-1] = found[side][-1] * torch.tensor([-1.0, 1.0]) + torch.tensor(
+                        [float(SIZE), 0.0]
+                    )
+            seen.append(visible)
+        return (
+            (torch.stack(images[0]), torch.stack(images[1])),
+            (torch.stack(found[0]), torch.stack(found[1])),
+            torch.stack(seen),
+        )
+
+    def _by_artist(self, index: int, draw: np.random.Generator) -> Tensor:
+        """A coloured picture of a concept, by any artist."""
+        drawn = self.by_artist.get(self.drawings.concepts[index].hexcode)
+        if drawn:
+            return normalise(self.pictures.pixels[int(draw.choice(drawn))])
+        return normalise(_channels_first(self.drawings.color[index][None]))[0]
+
+    def _sketches(self, draw: np.random.Generator) -> tuple[Tensor, Tensor, list[int]]:
+        labels = draw.choice(sorted(self.by_class), SKETCHES, replace=False).tolist()
+        sketches, answers = [], []
+        for label in labels:
+            first, second = draw.choice(self.by_class[label], 2, replace=False)
+            sketches.append(self._sketch(int(first), draw))
+            emoji = self.emoji_of.get(label)
+            if emoji is not None and draw.random() < 0.6:
+                answers.append(self._by_artist(emoji, draw))
+            else:
+                answers.append(self._sketch(int(second), draw))
+        return torch.stack(sketches), torch.stack(answers), labels
+
+    def _sketch(self, index: int, draw: np.random.Generator) -> Tensor:
+        strokes = self.sketches.drawings.read(index)[1]
+        assert isinstance(strokes, Strokes)
+        picture = render(strokes, random_style(draw), int(draw.integers(2**31)))
+        return normalise(_channels_first(picture[None]))[0]
+
+    def _class_of_part(self, name: str) -> int:
+        label = self.classes.index(name) if name in self.classes else NO_LABEL
+        return label
+
+    def _parts(self, draw: np.random.Generator) -> _Parts:
+        names = draw.choice(self.part_names, PARTS, replace=False).tolist()
+        images: tuple[list[Tensor], list[Tensor]] = ([], [])
+        points: tuple[list[Tensor], list[Tensor]] = ([], [])
+        labels: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for name in names:
+            pair = draw.choice(len(self.parts[name]), 2, replace=False)
+            # Left and right are not told apart by labels, but mirrored strokes look alike.
+            mirrored = draw.random() < 0.5
+            for side, index in enumerate(pair):
+                drawing = self.parts[name][int(index)]
+                strokes = turned(drawing.strokes, draw, mirrored)
+                picture = render_labels(
+                    strokes, drawing.label, random_style(draw), int(draw.integers(2**31))
+                )
+                rows = draw.integers(len(picture.label), size=PART_POINTS)
+                images[side].append(normalise(_channels_first(picture.image[None]))[0])
+                points[side].append(torch.from_numpy(picture.strokes.points[rows]))
+                labels[side].append(torch.from_numpy(picture.label[rows]))
+        return _Parts(
+            names,
+            (torch.stack(images[0]), torch.stack(images[1])),
+            (torch.stack(points[0]), torch.stack(points[1])),
+            (torch.stack(labels[0]), torch.stack(labels[1])),
+        )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    names: list[str]
+    images: tuple[Tensor, Tensor]
+    points: tuple[Tensor, Tensor]
+    labels: tuple[Tensor, Tensor]
+
+
+def fitting_drawings(sketches: QuickDraw) -> dict[int, list[int]]:
+    """Indices of every class's drawings but those that are for measuring alone."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for index in (~last_of_each(sketches.labels)).nonzero()[:, 0].tolist():
+        members[int(sketches.labels[index])].append(index)
+    return dict(members)
+
+
+def random_style(draw: np.random.Generator) -> StrokeStyle:
+    """A pen and a hand."""
+    return StrokeStyle(
+        size=SIZE,
+        width=float(draw.uniform(1.2, 4.0)),
+        margin=float(draw.uniform(0.03, 0.2)),
+        stroke_dropout=0.1 * float(draw.random() < 0.3),
+        perturbation=float(draw.uniform(0.1, 0.8)),
+    )
+
+
+def turned(strokes: Strokes, draw: np.random.Generator, mirrored: bool) -> Strokes:
+    """A drawing turned up to 20 degrees and stretched."""
+    angle = np.deg2rad(draw.uniform(-20, 20))
+    stretch = np.exp(draw.uniform(-0.15, 0.15))
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    scale = np.array([-stretch if mirrored else stretch, 1 / stretch])
+    return Strokes((strokes.points * scale) @ turn, strokes.stroke)
+
+
+def restyle(lines: Tensor, draw: np.random.Generator) -> Tensor:
+    """Thicker pens and other inks; line drawings ``[B, 3, H, W]`` in -1..1."""
+    count = len(lines)
+    thick = torch.from_numpy(draw.random(count) < 0.3)[:, None, None, None]
+    lines = torch.where(thick, -F.max_pool2d(-lines, 3, 1, 1), lines)
+    ink = torch.from_numpy(draw.uniform(0.0, 0.5, (count, 1, 1, 1))).float()
+    colour = torch.from_numpy(draw.uniform(0.0, 0.6, (count, 3, 1, 1))).float()
+    coloured = torch.from_numpy(draw.random((count, 1, 1, 1)) < 0.3)
+    ink = torch.where(coloured, colour, ink.expand_as(colour))
+    return 1 - (1 - lines) * (1 - ink)
+
+
+def _artists(pictures: Pictures) -> dict[str, list[int]]:
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, row in enumerate(pictures.rows):
+        if row.concept:
+            members[row.concept].append(index)
+    return dict(members)
+
+
+def _channels_first(pictures: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2)

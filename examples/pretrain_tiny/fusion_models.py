@@ -1,0 +1,274 @@
+"""The fused model of the last stage, and the controls that it is held against.
+
+Every kind has the same frozen foundations (but ``random``), the same bottlenecks on top, the same
+heads and the same training; they differ in what the bottlenecks see.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sketchfusion_plugins.aggregation import AdaptiveAggregation, cells
+from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.features import (
+    ClipFeatures,
+    ConcatenatedFeatures,
+    DiffusionFeatures,
+    Features,
+    FusedFeatures,
+    HogFeatures,
+    PixelFeatures,
+    RandomFeatures,
+)
+from sketchfusion_plugins.files import write_safetensors, write_text
+from sketchfusion_plugins.heads.embedding import EmbeddingHead
+from sketchfusion_plugins.presets import preset
+
+KINDS = ("clip", "sd", "concatenated", "fused", "random")
+UNTRAINED = ("chance", "pixels", "HOG", "CLIP", "SD", "SD + CLIP")
+STRIDE = 8
+DIM = 256
+CLASSIFIER_SCALE = 16.0
+
+
+class FrozenMaps(nn.Module):
+    """Stable Diffusion's levels and CLIP's tokens; those of the last images are kept.
+
+    Several models that train side by side on the same images then cost one pass.
+
+    Args:
+        encoder: Encoder whose foundations are used.
+    """
+
+    def __init__(self, encoder: SketchFusionEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False)
+        self._last: tuple[Tensor, dict[str, list[Tensor]]] | None = None
+
+    def forward(self, image: Tensor) -> dict[str, list[Tensor]]:
+        """Maps by part, ``"sd"`` and ``"clip"``, of images ``[B, 3, H, W]``."""
+        if self._last is None or self._last[0] is not image:
+            with torch.no_grad():
+                levels = list(self.encoder.forward_levels(image, fuse=False).maps)
+                maps = {"sd": levels, "clip": [self.encoder.forward_tokens(image)]}
+            self._last = (image, maps)
+        return self._last[1]
+
+
+class AdaptedFeatures(Features):
+    """Bottlenecks on Stable Diffusion's levels, CLIP's tokens, or both, without injection.
+
+    Args:
+        frozen: What they see.
+        parts: Some of ``"sd"`` and ``"clip"``.
+    """
+
+    def __init__(self, frozen: FrozenMaps, parts: Sequence[str]) -> None:
+        super().__init__()
+        encoder = frozen.encoder
+        aggregation = encoder.config.aggregation
+        assert aggregation is not None
+        self.frozen = frozen
+        self.parts = tuple(parts)
+        self.channels = aggregation.out_channels
+        widths = [block.channels for block in encoder.level_blocks] if "sd" in parts else []
+        widths += [encoder.semantic.channels] if "clip" in parts else []
+        self.aggregator = AdaptiveAggregation(
+            widths, self.channels, norm_groups=aggregation.norm_groups
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `Features.forward`."""
+        frozen = self.frozen(image)
+        maps = [level for part in self.parts for level in frozen[part]]
+        result: Tensor = self.aggregator(maps, cells((image.shape[-2], image.shape[-1]), STRIDE))
+        return result
+
+
+class CosineClassifier(nn.Module):
+    """Logits by cosine similarity with learned directions; unlike batch norms it bears few images.
+
+    Args:
+        dim: Width of the unit embeddings.
+        classes: Number of classes.
+    """
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, dim))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Logits ``[B, classes]`` of ``[B, dim]``."""
+        return CLASSIFIER_SCALE * embedding @ F.normalize(self.weight, dim=1).mT
+
+
+class GeneralModel(nn.Module):
+    """Features, an embedding of them, and the classifiers that training needs.
+
+    Args:
+        features: What is trained.
+        subgroups: Number of OpenMoji's subgroups.
+        sketches: Number of sketch classes.
+    """
+
+    def __init__(self, features: Features, subgroups: int, sketches: int) -> None:
+        super().__init__()
+        self.features = features
+        self.head = EmbeddingHead(features.channels, DIM)
+        self.subgroups = CosineClassifier(DIM, subgroups)
+        self.sketches = CosineClassifier(DIM, sketches)
+
+
+class TrainedFeatures(Features):
+    """Features of a trained model, with its embedding for retrieval."""
+
+    def __init__(self, features: Features, head: EmbeddingHead) -> None:
+        super().__init__()
+        self.features, self.head = features, head
+        self.channels = features.channels
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `Features.forward`."""
+        result: Tensor = self.features(image)
+        return result
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Unit embeddings ``[B, DIM]`` for retrieval."""
+        embedding: Tensor = self.head(self.features(image))
+        return embedding
+
+
+def load_foundations(
+    foundations: Path, *, random: bool = False, timestep: int | None = None
+) -> SketchFusionEncoder:
+    """Encoder with fresh adapters.
+
+    Args:
+        foundations: Folder that `export.py` wrote.
+        random: Random weights instead, in the same architecture.
+        timestep: Another noise level than the preset's.
+    """
+    config = preset("tiny").replace(
+        weights="random" if random else "pretrained",
+        diffusion__source=str(foundations / "diffusion"),
+        semantic__source=str(foundations / "semantic"),
+    )
+    if timestep is not None:
+        config = config.replace(diffusion__timestep=timestep)
+    return SketchFusionEncoder(config).eval()
+
+
+@torch.no_grad()
+def calibrate(encoder: SketchFusionEncoder, images: Tensor) -> None:
+    """Give random foundations the statistics that training would have.
+
+    Batch norms get the pictures' means and variances, and latents unit variance: without them the
+    control would fail for want of scale rather than of learning.
+
+    Args:
+        encoder: Encoder with random weights.
+        images: ``[B, 3, H, W]`` in -1..1.
+    """
+    tower = encoder.semantic
+    norms = [module for module in tower.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    encoder.forward_tokens(images)
+    tower.eval()
+    diffusion = encoder.diffusion
+    diffusion.scaling_factor /= float(diffusion.encode(images, seed=0).std())
+
+
+def build(kind: str, frozen: FrozenMaps, work: Path, **loading: Any) -> Features:
+    """Trainable features of a kind.
+
+    Args:
+        kind: One of ``KINDS``.
+        frozen: Maps of trained foundations, for the kinds without injection.
+        work: Folder that `data.py` filled.
+        loading: Arguments of `load_foundations`, for the kinds with injection.
+
+    Raises:
+        ValueError: Unknown kind.
+    """
+    parts = {"clip": ("clip",), "sd": ("sd",), "concatenated": ("sd", "clip")}
+    if kind in parts:
+        return AdaptedFeatures(frozen, parts[kind])
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(KINDS)}.")
+    encoder = load_foundations(**loading, random=kind == "random")
+    if kind == "random":
+        calibrate(encoder, calibration_pictures(work))
+    return FusedFeatures(encoder)
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """What training has changed: trainable parameters and running statistics of the heads."""
+    kept = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = ("features.encoder.", "features.frozen.")
+    state = model.state_dict()
+    return {
+        name: value for name, value in state.items() if name in kept or not name.startswith(frozen)
+    }
+
+
+def save(model: GeneralModel, folder: Path, about: Mapping[str, Any]) -> None:
+    """Write what was trained and how."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(trained_state(model), folder / "model.safetensors")
+    write_text(json.dumps(dict(about), indent=1) + "\n", folder / "about.json")
+
+
+def load_trained(folder: Path) -> TrainedFeatures:
+    """Features that `fusion.py` has trained.
+
+    Raises:
+        FileNotFoundError: Training has not finished.
+    """
+    if not (folder / "about.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no trained model; run fusion.py first.")
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    loading = {"foundations": Path(about["foundations"]), "timestep": about["timestep"]}
+    torch.manual_seed(about["seed"])
+    frozen = FrozenMaps(load_foundations(**loading))
+    features = build(about["kind"], frozen, Path(about["work"]), **loading)
+    model = GeneralModel(features, about["subgroups"], about["sketches"])
+    state = load_file(folder / "model.safetensors")
+    result = model.load_state_dict(state, strict=False)
+    if result.unexpected_keys:
+        raise ValueError(f"{folder} does not fit its own description: {result.unexpected_keys}.")
+    return TrainedFeatures(model.features, model.head).eval()
+
+
+def calibration_pictures(work: Path) -> Tensor:
+    """256 training pictures, ``[256, 3, 128, 128]`` in -1..1."""
+    from data import load_pictures
+    from training import normalise
+
+    pixels = load_pictures(work)[0].pixels
+    return normalise(pixels[:: len(pixels) // 256][:256])
+
+
+def build_untrained(name: str, foundations: Path) -> Features:
+    """A baseline by name.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    plain = {"chance": RandomFeatures, "pixels": PixelFeatures, "HOG": HogFeatures}
+    if name in plain:
+        return plain[name]()
+    parts = {"CLIP": ClipFeatures, "SD": DiffusionFeatures, "SD + CLIP": ConcatenatedFeatures}
+    if name not in parts:
+        raise ValueError(f"unknown baseline {name!r}; choose one of {', '.join(UNTRAINED)}.")
+    return parts[name](load_foundations(foundations)).eval()

@@ -1,0 +1,378 @@
+"""The trained weights that are part of the package, by every way that leads to them."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from sketchfusion_plugins import SketchFusionEncoder, preset
+from sketchfusion_plugins.checkpoint import (
+    WEIGHTS_FILE,
+    MisfitError,
+    adapter_state,
+    fingerprint,
+    load_adapters,
+    read_config,
+)
+from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, WEIGHTS_FOLDER, bundled_weights
+from sketchfusion_plugins.inference.models import config_of, default_size, identify, open_model
+
+TINY, ADAPTERS, TOWER = "sketchfusion_tiny", "sketchfusion/tiny", "vit_tiny_conv16_128"
+FOLDER = WEIGHTS_FOLDER / "tiny"
+ADAPTERS_FILE = FOLDER / "adapters" / WEIGHTS_FILE
+WHEEL = 25_000_000
+
+needs_weights = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason="this checkout lacks sketchfusion_plugins/weights/tiny"
+)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SketchFusionEncoder:
+    """The packaged fusion; to be read only."""
+    return SketchFusionEncoder.from_pretrained(ADAPTERS).eval()
+
+
+def _encoder_in(model: nn.Module) -> SketchFusionEncoder:
+    return next(m for m in model.modules() if isinstance(m, SketchFusionEncoder))
+
+
+def _assert_holds(module: nn.Module, file: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Every tensor of the module that the file has a value for has that value."""
+    saved, held = load_file(file), module.state_dict()
+    shared = set(saved) & set(held)
+    assert shared and (set(held) <= set(saved) or set(saved) <= set(held))
+    for name in shared:
+        assert held[name].dtype in (dtype, torch.int64), name
+        assert torch.equal(held[name], saved[name].to(held[name].dtype)), name
+
+
+# --- The files -----------------------------------------------------------------------------------
+
+
+@needs_weights
+def test_files_are_safe_small_and_part_of_a_build() -> None:
+    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
+    assert sum(path.stat().st_size for path in files) <= WHEEL
+    for path in FOLDER.rglob("*.safetensors"):
+        assert {t.dtype for t in load_file(path).values()} <= {torch.float16, torch.int64}, path
+    # hatch leaves out what git ignores.
+    command = ["git", "check-ignore", *map(str, files)]
+    ignored = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
+    assert ignored.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda: SketchFusionEncoder(preset("tiny")),
+        lambda: SketchFusionEncoder.from_pretrained(ADAPTERS),
+        lambda: read_config(ADAPTERS),
+        lambda: timm.create_model(TINY, pretrained=True),
+        lambda: timm.create_model(TOWER, pretrained=True),
+    ],
+    ids=["encoder", "adapters", "config", "timm", "tower"],
+)
+def test_installation_without_them_says_so(
+    load: Callable[[], object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for source in BUNDLED_WEIGHTS:
+        monkeypatch.setitem(BUNDLED_WEIGHTS, source, tmp_path / "none")
+    with pytest.raises(OSError, match=r"this installation lacks .*none.*weights='random'"):
+        load()
+
+
+def test_ids_and_folders_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for source in BUNDLED_WEIGHTS:
+        monkeypatch.setitem(BUNDLED_WEIGHTS, source, tmp_path)
+        assert bundled_weights(source) == tmp_path
+    assert bundled_weights("somebody/tiny") is None
+    (tmp_path / ADAPTERS).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert bundled_weights(ADAPTERS) is None
+
+
+# --- Foundations ---------------------------------------------------------------------------------
+
+
+@needs_weights
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_encoder_holds_the_packaged_values_in_its_own_precision(dtype: str) -> None:
+    config = preset("tiny").replace(foundation_dtype=dtype)
+    built = SketchFusionEncoder(config)
+    held = getattr(torch, dtype)
+    branch = built.diffusion
+    _assert_holds(branch.denoiser.unet, next((FOLDER / "diffusion/unet").glob("*.saf*")), held)
+    _assert_holds(branch.vae, next((FOLDER / "diffusion/vae").glob("*.saf*")), held)
+    _assert_holds(built.semantic.model, FOLDER / "semantic/model.safetensors", held)
+    null = load_file(FOLDER / "diffusion/null_embedding.safetensors")["null_embedding"]
+    assert torch.equal(branch.denoiser.null_embedding, null.to(held))
+    # The configuration names them, wherever the package lies.
+    assert built.config == config
+    with torch.inference_mode():
+        assert built(torch.zeros(1, 3, 70, 131)).isfinite().all()
+
+
+@needs_weights
+def test_loading_is_quiet_and_needs_no_network(tmp_path: Path) -> None:
+    code = (
+        "import timm, sketchfusion_plugins as s\n"
+        "s.SketchFusionEncoder.from_pretrained('sketchfusion/tiny')\n"
+        "print(timm.list_models(['sketchfusion_*', 'vit_tiny_conv*'], pretrained=True))\n"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.strip() == f"['{TINY}.open_pictures', '{TOWER}.open_pictures']"
+    assert result.stderr == ""
+
+
+@needs_weights
+@pytest.mark.parametrize(
+    ("options", "classes"),
+    [
+        ({}, 0),
+        ({"num_classes": 0, "dynamic_img_size": True}, 0),
+        ({"num_classes": 10}, 10),
+        ({"num_classes": 10, "dynamic_img_size": True}, 10),
+    ],
+)
+def test_tower_through_timm(options: dict[str, Any], classes: int) -> None:
+    model = timm.create_model(TOWER, pretrained=True, **options).eval()
+    _assert_holds(model, FOLDER / "semantic/model.safetensors")
+    assert model.pretrained_cfg["tag"] == "open_pictures"
+    size = (96, 160) if "dynamic_img_size" in options else (128, 128)
+    with torch.inference_mode():
+        assert model(torch.zeros(2, 3, *size)).shape == (2, classes or 192)
+
+
+@needs_weights
+def test_tower_for_other_images() -> None:
+    plain = timm.create_model(TOWER, pretrained=True).eval()
+    larger = timm.create_model(TOWER, pretrained=True, img_size=192).eval()
+    expected = timm.layers.resample_abs_pos_embed(
+        plain.pos_embed, new_size=[12, 12], num_prefix_tokens=0
+    )
+    # It is resampled in the file's precision.
+    torch.testing.assert_close(larger.pos_embed, expected, atol=1e-3, rtol=1e-3)
+    grey = timm.create_model(TOWER, pretrained=True, in_chans=1).eval()
+    image = torch.rand(1, 1, 128, 128)
+    with torch.inference_mode():
+        # timm adds the first layer's channels up in the file's half precision.
+        torch.testing.assert_close(
+            grey(image), plain(image.expand(-1, 3, -1, -1)), atol=5e-3, rtol=0
+        )
+
+
+# --- Adapters ------------------------------------------------------------------------------------
+
+
+@needs_weights
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_classes": 7},
+        {"num_classes": 0},
+        {"in_chans": 1, "num_classes": 3},
+        {"in_chans": 4},
+        {"features_only": True},
+        {"features_only": True, "in_chans": 1, "out_indices": (1, 2)},
+    ],
+    ids=str,
+)
+def test_timm_model_has_foundations_and_adapters(
+    options: dict[str, Any], encoder: SketchFusionEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        model = timm.create_model(TINY, pretrained=True, **options).eval()
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == (
+        f"{TINY}: loaded foundations sketchfusion/tiny-diffusion and {TOWER}; loaded adapters "
+        f"{ADAPTERS}; a head is fresh."
+    )
+    got, expected = adapter_state(_encoder_in(model)), adapter_state(encoder)
+    if "features_only" in options:
+        assert got and not any("aggregator" in name for name in got)
+    else:
+        assert set(got) == set(expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in got.items())
+    channels = options.get("in_chans", 3)
+    grey = (torch.rand(1, 1, 64, 96) * 2 - 1).expand(-1, 3, -1, -1)
+    image = torch.cat((grey, torch.ones(1, 1, 64, 96)), 1)[:, :channels]
+    with torch.inference_mode():
+        if "features_only" in options:
+            levels = encoder.forward_levels(grey).maps
+            index = list(options.get("out_indices", (0, 1, 2, 3))).index(1)
+            torch.testing.assert_close(model(image)[index], levels[0])
+        else:
+            torch.testing.assert_close(model.forward_features(image), encoder(grey))
+            classes = options.get("num_classes", 1000)
+            assert model(image).shape == (1, classes or 192)
+
+
+@needs_weights
+@pytest.mark.parametrize("options", [{}, {"features_only": True}], ids=str)
+def test_adapters_that_the_caller_names_win(
+    options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = SketchFusionEncoder(preset("tiny"))
+    for parameter in own.injector.parameters():
+        nn.init.normal_(parameter)
+    own.save_pretrained(tmp_path)
+    overlay = {"file": str(tmp_path / WEIGHTS_FILE)}
+    model = timm.create_model(TINY, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    got, expected = adapter_state(_encoder_in(model)), adapter_state(own)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in got.items())
+    assert f"loaded adapters {tmp_path / WEIGHTS_FILE}." in caplog.text
+
+
+@needs_weights
+def test_adapters_of_the_hub_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own = SketchFusionEncoder(preset("tiny"))
+    own.save_pretrained(tmp_path)
+    asked = []
+
+    def download(repository: str, filename: str, **_: Any) -> str:
+        asked.append(repository)
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    model = timm.create_model(
+        TINY, pretrained=True, pretrained_cfg_overlay={"hf_hub_id": "me/mine"}
+    )
+    assert asked == ["me/mine"]
+    expected = adapter_state(own)
+    got = adapter_state(_encoder_in(model))
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in got.items())
+
+
+@needs_weights
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("folder", "trained on other foundations"),
+        ({"changes": {"taps": ("up1", "up2")}}, "does not fit this model"),
+        ({"changes": {"aggregation__out_channels": 64}}, "does not fit this model"),
+        ({"weights": "random"}, "trained on other foundations"),
+        ({"pretrained_cfg_overlay": {"file": None}}, None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("features_only", [False, True])
+def test_changed_model_starts_from_fresh_adapters(
+    options: Any,
+    reason: str | None,
+    features_only: bool,
+    pipeline_folder: Path,
+    encoder: SketchFusionEncoder,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if options == "folder":
+        options = {"diffusion": str(pipeline_folder)}
+    only = {"features_only": True, "out_indices": (1, 2)} if features_only else {}
+    with caplog.at_level(logging.WARNING):
+        model = timm.create_model(TINY, pretrained=True, **options, **only)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "injection, aggregation and head are fresh" in message
+    assert (reason or "are fresh.") in message
+    # Injection starts at zero.
+    assert all(not parameter.any() for parameter in _encoder_in(model).injector.parameters())
+
+
+@needs_weights
+def test_damaged_adapters_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sketchfusion_plugins import CheckpointError
+
+    def damaged(*_: Any, **__: Any) -> None:
+        raise CheckpointError("damaged")
+
+    monkeypatch.setattr("timm_adapters.sketchfusion.load_adapters", damaged)
+    with pytest.raises(CheckpointError, match="damaged"):
+        timm.create_model(TINY, pretrained=True)
+
+
+@needs_weights
+def test_id_leads_to_the_packaged_adapters(encoder: SketchFusionEncoder) -> None:
+    _assert_holds_adapters(encoder)
+    assert read_config(ADAPTERS) == encoder.config
+    assert encoder.config.weights == "pretrained"
+    assert encoder.config.diffusion == preset("tiny").diffusion
+    assert encoder.config.semantic == preset("tiny").semantic
+    other = SketchFusionEncoder(preset("tiny"))
+    assert load_adapters(other, ADAPTERS, strict=False) == []
+    _assert_holds_adapters(other)
+
+
+def _assert_holds_adapters(encoder: SketchFusionEncoder) -> None:
+    state = adapter_state(encoder)
+    saved = load_file(ADAPTERS_FILE)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    for name, tensor in state.items():
+        (value,) = [saved[key] for key in saved if key.endswith(name)]
+        assert torch.equal(tensor, value.float()), name
+
+
+@needs_weights
+def test_names_of_the_command_line(encoder: SketchFusionEncoder) -> None:
+    assert config_of(ADAPTERS) == encoder.config
+    assert default_size(ADAPTERS) == 128
+    assert identify(ADAPTERS).startswith(f"{ADAPTERS} (pretrained foundations, adapters ")
+    opened = open_model(ADAPTERS)
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.inference_mode():
+        torch.testing.assert_close(opened(image), encoder(image))
+
+
+# --- Foundations and adapters belong together ----------------------------------------------------
+
+
+@needs_weights
+def test_foundations_are_told_apart(encoder: SketchFusionEncoder, tmp_path: Path) -> None:
+    with pytest.raises(MisfitError, match=r"Expected .* pretrained weights.*Got .* random"):
+        SketchFusionEncoder.from_pretrained(ADAPTERS, weights="random")
+    SketchFusionEncoder(preset("tiny").replace(weights="random")).save_pretrained(tmp_path)
+    with pytest.raises(MisfitError, match=r"Expected .* random weights.*Got .* pretrained"):
+        SketchFusionEncoder.from_pretrained(tmp_path, weights="pretrained")
+    # Precision and place do not matter.
+    half = SketchFusionEncoder.from_pretrained(ADAPTERS, foundation_dtype="bfloat16")
+    moved = SketchFusionEncoder.from_pretrained(
+        ADAPTERS,
+        diffusion__source=str(FOLDER / "diffusion"),
+        semantic__source=str(FOLDER / "semantic"),
+    )
+    assert fingerprint(half) == fingerprint(moved) == fingerprint(encoder)
+
+
+# --- What is built on them by default ------------------------------------------------------------
+
+
+@needs_weights
+def test_configs_stand_on_the_packaged_foundations(encoder: SketchFusionEncoder) -> None:
+    pytest.importorskip("mmseg")
+    from mmengine.config import Config
+
+    from sketchfusion_plugins.mm.backbone import SketchFusion
+    from sketchfusion_plugins.mm.train_task import build_encoder
+    from sketchfusion_plugins.mm.train_task import read_config as read_task_config
+
+    expected = fingerprint(encoder)
+    task = read_task_config("retrieval")
+    assert fingerprint(build_encoder(task.encoder)) == expected
+    task = read_task_config("retrieval", {"encoder.changes.weights": "random"})
+    assert fingerprint(build_encoder(task.encoder)) != expected
+    configs = Path(__file__).parents[1] / "mmseg_configs/_base_/models"
+    for path in sorted(configs.glob("tiny_*.py")):
+        backbone = dict(Config.fromfile(path).model.backbone)
+        assert backbone.pop("type") == "SketchFusion"
+        assert fingerprint(SketchFusion(**backbone).encoder) == expected

@@ -1,0 +1,302 @@
+"""The pretraining of sketchfusion_tiny, from pictures to features, in seconds."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sketchfusion_plugins import SketchFusionEncoder, preset
+
+FOLDER = Path(__file__).parents[1] / "examples" / "pretrain_tiny"
+STAGES = (
+    *("training", "split", "sources", "data", "vae", "clip", "unet", "export"),
+    *("fusion", "fusion_data", "fusion_models", "judged_sketches"),
+)
+Load = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """A module of the example, which lies outside every package."""
+    import sys
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = {name: sys.modules.pop(name) for name in STAGES if name in sys.modules}
+    yield importlib.import_module
+    for name in STAGES:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
+
+
+@pytest.fixture
+def work(tmp_path: Path, load: Load) -> Path:
+    """Twelve pictures to train on, four held out: discs and squares in several colours."""
+    data = load("data")
+    rows, columns = np.mgrid[:128, :128]
+    shapes = {
+        "disc": (rows - 64) ** 2 + (columns - 64) ** 2 < 1600,
+        "square": (abs(rows - 64) < 40) & (abs(columns - 64) < 40),
+    }
+    for source in ("noto", "twemoji"):
+        pictures, labels = [], []
+        for number in range(8):
+            shape = ("disc", "square")[number % 2]
+            picture = np.full((128, 128, 3), 255, np.uint8)
+            picture[shapes[shape]] = (40 * number % 256, 90, 200 if source == "noto" else 30)
+            pictures.append(picture)
+            labels.append(data.Row(source, f"{shape} {number}", ("toy",), f"C{number}", number > 5))
+        data.save_shard(tmp_path / "pictures" / f"{source}-000.safetensors", pictures, labels)
+    (tmp_path / "sources.json").write_text("{}")
+    return tmp_path
+
+
+def test_whole_chain(work: Path, load: Load) -> None:
+    for stage in ("vae", "clip", "unet"):
+        load(stage).main(["--work", str(work), "--steps", "2", "--batch", "4"])
+    size = load("export").export(work, work / "out")
+    assert 20e6 < size <= 25e6
+    assert not list((work / "out").rglob("*.bin"))
+
+    config = preset("tiny").replace(
+        weights="pretrained",
+        diffusion__source=str(work / "out" / "diffusion"),
+        semantic__source=str(work / "out" / "semantic"),
+    )
+    encoder = SketchFusionEncoder(config).eval()
+    latents = encoder.diffusion.encode(load("data").load_pictures(work)[0].pixels / 127.5 - 1, 0)
+    assert latents.std().item() == pytest.approx(1.0, abs=0.1)
+    image = torch.rand(1, 3, 70, 131) * 2 - 1
+    with torch.no_grad():
+        levels = encoder.forward_levels(image)
+        features = encoder(image)
+    assert features.shape == (1, 192, 9, 17)
+    assert [level.shape[1] for level in levels.maps] == [96, 144, 144]
+    assert features.isfinite().all() and features.std() > 0
+    # The weights are the trained ones, not fresh ones.
+    trained = torch.load(work / "clip.pt", weights_only=True)["model"]
+    kept = encoder.semantic.model.state_dict()
+    name = "blocks.0.attn.qkv.weight"
+    torch.testing.assert_close(kept[name], trained[f"clip.image.{name}"], atol=1e-3, rtol=1e-3)
+
+
+def _regression(training: ModuleType, work: Path, steps: int, stop: int | None = None) -> nn.Module:
+    """Fit a line; ``stop`` breaks off inside that step, after a checkpoint of the step before."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+
+    def step(generator: torch.Generator, spent: float) -> dict[str, torch.Tensor]:
+        if stop is not None and len(seen) == stop:
+            raise KeyboardInterrupt
+        seen.append(1)
+        x = torch.randn(16, 3, generator=generator)
+        return {"loss": F.mse_loss(model(x), x.sum(1, keepdim=True))}
+
+    seen: list[int] = []
+    budget = training.Budget(steps=steps)
+    training.train("line", work, {"model": model}, step, dict, budget, 0.1, ema_decay=0.5)
+    return model
+
+
+def test_killed_run_ends_like_an_undisturbed_one(
+    tmp_path: Path, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = load("training")
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    whole = _regression(training, tmp_path / "a", 12)
+    with pytest.raises(KeyboardInterrupt):
+        _regression(training, tmp_path / "b", 12, stop=5)
+    resumed = _regression(training, tmp_path / "b", 12)
+    for expected, got in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(expected, got)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "b" / "line.jsonl").open()]
+    assert steps == sorted(steps) and steps[-1] == 12
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(None, None), (1.0, 5), (-1.0, None), (None, 0)])
+def test_budget_is_one_positive_number(
+    minutes: float | None, steps: int | None, load: Load
+) -> None:
+    with pytest.raises(ValueError, match="--minutes or --steps"):
+        load("training").Budget(minutes, steps)
+
+
+def test_random_affine_keeps_white_and_moves_each_image(load: Load) -> None:
+    affine = load("training").random_affine
+    generator = torch.Generator().manual_seed(0)
+    white = torch.ones(2, 3, 33, 47)
+    torch.testing.assert_close(affine(white, generator), white)
+    image = torch.ones(2, 3, 64, 64)
+    image[:, :, 20:30, 20:30] = -1
+    moved = affine(image, generator)
+    assert moved.shape == image.shape and not torch.equal(moved[0], moved[1])
+    # A scale of 2 about the centre makes four times the ink.
+    fixed = affine(image, generator, degrees=0, scale=(2.0, 2.0), shift=0.0)
+    assert (1 - fixed).sum() == pytest.approx(4 * (1 - image).sum().item(), rel=0.05)
+
+
+def test_soft_cross_entropy_by_hand(load: Load) -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)], [1.0, 1.0]])
+    positives = torch.tensor([[True, False], [True, True]])
+    expected = (-math.log(1 / 4) + math.log(2)) / 2
+    got = load("clip").soft_cross_entropy(logits, positives)
+    assert got.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_contrast_equals_cross_entropy_without_twins(load: Load) -> None:
+    image, text = F.normalize(torch.randn(2, 5, 8), dim=-1)
+    losses = load("clip").contrastive_losses(image, text, torch.arange(5), torch.tensor(7.0))
+    logits = 7 * image @ text.T
+    expected = (
+        F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))
+    ) / 2
+    torch.testing.assert_close(losses["captions"], expected)
+    assert losses["artists"] == 0
+
+
+def test_batches_hold_pairs_across_artists(work: Path, load: Load) -> None:
+    pictures, _ = load("data").load_pictures(work)
+    chosen = load("clip").Batches(pictures)(8, np.random.default_rng(0))
+    concepts = [pictures.rows[i].concept for i in chosen]
+    assert len(set(chosen)) == 8
+    assert sum(concepts.count(name) == 2 for name in set(concepts)) >= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "leaks"),
+    [
+        ("hot dog", True),
+        ("Dogs of war", True),
+        ("dogma", False),
+        ("red apple", False),
+        ("apples, green", True),
+    ],
+)
+def test_names_that_hold_a_held_out_name(name: str, leaks: bool, load: Load) -> None:
+    assert load("data").Leaks(["dog", "green apple"])(name) is leaks
+
+
+def test_held_out_families_are_whole(load: Load) -> None:
+    from sketchfusion_plugins.data.openmoji import Concept
+
+    concepts = [Concept(f"{i:04X}", f"n{i}", "g", f"s{i % 3}", Path()) for i in range(120)]
+    family = [f"f{i // 2}" for i in range(100)] + ["large"] * 20
+    chosen = set(load("split").choose(concepts, family))
+    sides: dict[str, set[bool]] = {}
+    for concept, name in zip(concepts, family, strict=True):
+        sides.setdefault(name, set()).add(concept.hexcode in chosen)
+    assert all(len(side) == 1 for side in sides.values())
+    assert sides["large"] == {False}
+    assert 0.15 < len(chosen) / 100 < 0.3
+
+
+def test_held_out_list_is_of_this_openmoji() -> None:
+    from sketchfusion_plugins.data.openmoji import held_out_concepts, load_concepts
+
+    known = {concept.hexcode for concept in load_concepts()}
+    assert held_out_concepts() < known
+    assert 0.18 < len(held_out_concepts()) / len(known) < 0.22
+
+
+def test_missing_stage_names_what_to_run(tmp_path: Path, load: Load) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data\.py --work"):
+        load("vae").main(["--work", str(tmp_path), "--steps", "1"])
+    with pytest.raises(FileNotFoundError, match="train that stage first"):
+        load("export").export(tmp_path, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def tiny_encoder() -> SketchFusionEncoder:
+    return SketchFusionEncoder(preset("tiny").replace(weights="random")).eval()
+
+
+def test_controls_train_nothing_but_their_bottlenecks(
+    tiny_encoder: SketchFusionEncoder, load: Load
+) -> None:
+    models = load("fusion_models")
+    frozen = models.FrozenMaps(tiny_encoder)
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    levels = tiny_encoder.forward_levels(image, fuse=False).maps
+    tokens = tiny_encoder.forward_tokens(image)
+    for kind, maps in (
+        ("clip", [tokens]),
+        ("sd", list(levels)),
+        ("concatenated", [*levels, tokens]),
+    ):
+        features = models.build(kind, frozen, Path())
+        expected = features.aggregator(maps, (8, 8))
+        torch.testing.assert_close(features(image), expected)
+        features(image).sum().backward()
+        trained = {n for n, p in features.named_parameters() if p.grad is not None}
+        assert trained and all(name.startswith("aggregator.") for name in trained)
+        kept = models.trained_state(models.GeneralModel(features, 5, 7))
+        assert not any("encoder" in name for name in kept)
+        assert {"features." + name for name in trained} <= set(kept)
+    with pytest.raises(ValueError, match="choose one of clip, sd"):
+        models.build("cilp", frozen, Path())
+
+
+def test_models_side_by_side_share_a_pass(tiny_encoder: SketchFusionEncoder, load: Load) -> None:
+    frozen = load("fusion_models").FrozenMaps(tiny_encoder)
+    image, other = torch.rand(2, 1, 3, 64, 64)
+    assert frozen(image) is frozen(image)
+    assert frozen(other) is not frozen(image)
+
+
+def test_random_foundations_are_calibrated(load: Load) -> None:
+    encoder = SketchFusionEncoder(preset("tiny").replace(weights="random")).eval()
+    images = torch.rand(16, 3, 64, 64) * 2 - 1
+    load("fusion_models").calibrate(encoder, images)
+    assert float(encoder.diffusion.encode(images, seed=0).std()) == pytest.approx(1.0, rel=1e-3)
+    norms = [m for m in encoder.semantic.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    seen: list[Tensor] = []
+    norms[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    encoder.forward_tokens(images)
+    torch.testing.assert_close(norms[0].running_mean, seen[0].mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(norms[0].running_var, seen[0].var((0, 2, 3)), atol=1e-5, rtol=1e-3)
+    assert not any(module.training for module in encoder.modules())
+
+
+def test_part_contrast_by_hand(load: Load) -> None:
+    # One cell a point: descriptors are the cells' own.
+    first = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).T.reshape(1, 2, 1, 2)
+    second = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).T.reshape(1, 2, 1, 2)
+    points = torch.tensor([[[4.0, 4.0], [12.0, 4.0]]])
+    contrast = load("fusion").part_contrast
+    right = math.log(1 + math.exp(-2.0))
+    same = (torch.tensor([[3, 5]]), torch.tensor([[3, 5]]))
+    assert float(contrast((first, second), (points, points), same, 2.0)) == pytest.approx(right)
+    # The second drawing lacks part 5: that point does not count.
+    lacking = (torch.tensor([[3, 5]]), torch.tensor([[3, 3]]))
+    both = (right + (right + 2.0)) / 2
+    forth, back = both, (right + (right + 2.0)) / 2
+    assert float(contrast((first, second), (points, points), lacking, 2.0)) == pytest.approx(
+        (forth + back) / 2
+    )
+    none = (torch.tensor([[1, 1]]), torch.tensor([[2, 2]]))
+    assert float(contrast((first, second), (points, points), none, 2.0)) == 0.0
+
+
+def test_mirrored_drawings_are_turned_about_the_same_angle(load: Load) -> None:
+    from sketchfusion_plugins.data.strokes import Strokes
+
+    strokes = Strokes.from_paths([[[0.0, 0.0], [10.0, 0.0]]])
+    moved = load("fusion_data").turned(strokes, np.random.default_rng(0), mirrored=True).points
+    assert moved[1, 0] < 0 and abs(moved[1, 1]) <= abs(moved[1, 0]) * math.tan(math.radians(21))
+
+
+def test_held_out_drawings_are_the_last_of_their_class(load: Load) -> None:
+    class Sketches:
+        labels = torch.tensor([0] * 20 + [1] * 6 + [0])
+
+    fit = load("fusion_data").fitting_drawings(Sketches())
+    assert fit == {0: list(range(16)), 1: [20, 21, 22, 23]}
