@@ -225,6 +225,8 @@ def _load_timm(config: SemanticConfig, weights: str, dtype: torch.dtype) -> Timm
                 name, pretrained=weights == "pretrained", num_classes=0, dynamic_img_size=True
             )
     except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
         raise ValueError(
             f"{name} has no dynamic_img_size, which lets a timm ViT read images of any size, and "
             "cannot be a semantic branch; choose one such as 'vit_base_patch14_dinov2.lvd142m'."
