@@ -298,7 +298,7 @@ default_cfgs = generate_default_cfgs(
         "sketchfusion_tiny.open_pictures": _cfg(
             128,
             file=_TINY_ADAPTERS,
-            license="apache-2.0",
+            license="cc-by-sa-4.0",
             first_conv=(
                 "encoder.diffusion.vae.encoder.layers.0",
                 "encoder.semantic.model.patch_embed.backbone.stem.conv",

@@ -37,7 +37,7 @@ default_cfgs = generate_default_cfgs(
             "std": (0.5, 0.5, 0.5),
             "first_conv": "patch_embed.backbone.stem.conv",
             "classifier": "head",
-            "license": "apache-2.0",
+            "license": "cc-by-sa-4.0",
         }
     }
 )

@@ -9,6 +9,7 @@ them; with ``--out sketchfusion_plugins/weights/tiny`` that is what the package 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from transformers import CLIPTextModel
 from unet import scheduler, text_tower
 
 from sketchfusion_plugins.features import FusedFeatures
-from sketchfusion_plugins.files import write_safetensors
+from sketchfusion_plugins.files import write_safetensors, write_text
 from sketchfusion_plugins.null_prompt import FILENAME
 from sketchfusion_plugins.presets import preset
 
@@ -63,6 +64,11 @@ def export(work: Path, out: Path) -> int:
     timm.models.save_for_hf(image.half(), out / "semantic", safe_serialization=True)
     for path in out.rglob("pytorch_model.bin"):
         path.unlink()
+    for path in diffusion.rglob("config.json"):
+        # diffusers notes the folder that it was loaded from, which is nobody else's business.
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values.pop("_name_or_path", None)
+        write_text(json.dumps(values, indent=2) + "\n", path)
     return weigh(out)
 
 
