@@ -31,7 +31,7 @@ LATENT_DIM = 32
 ROWS_PER_CENTRE = 1000
 ROWS_PER_COMMIT = 250_000
 BLOCK = 50_000
-EFFORTS = {"flat": (None,), "ivf": (8, 32, 128), "hnsw": (32, 128, 512)}
+EFFORTS = {"flat": (None,), "ivf": (8, 32, 128), "ivfpq": (8, 32, 128), "hnsw": (32, 128, 512)}
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--queries", type=int, default=500)
-    parser.add_argument("--kinds", nargs="+", default=["flat", "ivf", "hnsw"], choices=EFFORTS)
+    parser.add_argument("--kinds", nargs="+", default=list(EFFORTS), choices=EFFORTS)
     parser.add_argument("--folder", help="where indexes are built; a temporary one unless given")
     parser.add_argument("--out", default="index_scale.json")
     arguments = parser.parse_args()

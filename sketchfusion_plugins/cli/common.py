@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,10 @@ def choose_device(device: str) -> str:
     import torch
 
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        # Of several processes on a machine each takes a device of its own.
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        count = torch.cuda.device_count()
+        return f"cuda:{rank % count}" if count else "cpu"
     try:
         torch.empty(0, device=device)
     # A torch without CUDA asserts, one with CUDA and without a GPU raises RuntimeError.

@@ -38,12 +38,12 @@ def features(
 ) -> None:
     """Write one descriptor per picture: a retrieval model's embedding, else pooled features.
 
-    A .jsonl file is continued: pictures in it are not described again.
+    A .jsonl file is continued: pictures in it are not described again. Launched by torchrun or
+    accelerate, the pictures are shared out among the processes.
 
     Example: sketchfusion features drawings --model sketchfusion/tiny --out features.jsonl
     """
     with errors_in_one_line():
-        from sketchfusion_plugins.inference.answers import describe_files
         from sketchfusion_plugins.inference.descriptor_files import DescriptorWriter, check_target
         from sketchfusion_plugins.inference.models import (
             default_size,
@@ -51,6 +51,7 @@ def features(
             open_model,
         )
         from sketchfusion_plugins.inference.picture_files import Problems, list_pictures
+        from sketchfusion_plugins.inference.sharding import Ranks, describe_together, forget_parts
 
         check_target(out)
         paths = list_pictures(inputs)
@@ -58,16 +59,29 @@ def features(
         opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
         problems = Problems(strict)
         written = 0
-        with DescriptorWriter(out, f"{model_fingerprint(opened)}@{side}") as writer:
-            missing = [path for path in paths if str(path) not in writer.known]
-            for readable, descriptors in describe_files(
-                opened, missing, side, problems, batch_size=batch_size
-            ):
-                writer.add(readable, descriptors)
-                written += len(readable)
+        fingerprint = f"{model_fingerprint(opened)}@{side}"
+        with Ranks.from_environment() as ranks:
+            with DescriptorWriter(out, fingerprint) as writer:
+                missing = [path for path in paths if str(path) not in writer.known]
+                for readable, descriptors in describe_together(
+                    ranks,
+                    opened,
+                    missing,
+                    side,
+                    problems,
+                    result=out,
+                    fingerprint=fingerprint,
+                    batch_size=batch_size,
+                ):
+                    writer.add(readable, descriptors)
+                    written += len(readable)
+            forget_parts(ranks, out)
         present = len(paths) - len(missing)
-        if not written and not present:
-            raise OSError(f"none of {len(paths)} files is a picture: {problems.found[0]}")
+        if ranks.is_first and not written and not present:
+            raise OSError(f"none of {len(paths)} files is a picture: {problems.first}")
+    if not ranks.is_first:
+        end_with(problems)
+        return
     if as_json:
         counts = {"written": written, "present": present, "skipped": len(problems.found)}
         typer.echo(json.dumps({"out": str(out), **counts}))

@@ -34,8 +34,10 @@ def build(
     out: Annotated[Path, typer.Option(help="Folder of the index; goes on with what is there.")],
     model: ModelOption,
     kind: Annotated[
-        Literal["flat", "ivf", "hnsw"],
-        typer.Option(help="Exact search, or an approximate one for hundreds of thousands."),
+        Literal["flat", "ivf", "ivfpq", "hnsw"],
+        typer.Option(
+            help="flat is exact; ivf and hnsw are for hundreds of thousands, ivfpq for millions."
+        ),
     ] = "flat",
     size: SizeOption = None,
     batch_size: BatchOption = 16,
@@ -53,16 +55,26 @@ def build(
         from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures
         from sketchfusion_plugins.inference.models import default_size, open_model
         from sketchfusion_plugins.inference.picture_files import Problems, list_pictures
+        from sketchfusion_plugins.inference.sharding import Ranks
 
         problems, paths = Problems(strict), list_pictures(inputs)
         opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
         described = GalleryModel.of(opened, model, weights, size or default_size(model))
-        added, total = add_pictures(
-            out, opened, described, paths, problems, kind=kind, batch_size=batch_size
-        )
-        if not total:
-            raise OSError(f"none of {len(paths)} files is a picture: {problems.found[0]}")
-    _print_counts(out, added, total, len(problems.found), as_json)
+        with Ranks.from_environment() as ranks:
+            added, total = add_pictures(
+                out,
+                opened,
+                described,
+                paths,
+                problems,
+                kind=kind,
+                batch_size=batch_size,
+                ranks=ranks,
+            )
+        if ranks.is_first and not total:
+            raise OSError(f"none of {len(paths)} files is a picture: {problems.first}")
+    if ranks.is_first:
+        _print_counts(out, added, total, len(problems.found), as_json)
     end_with(problems)
 
 
@@ -81,16 +93,27 @@ def add(
     Example: sketchfusion index add new-photos --index photos.index
     """
     with errors_in_one_line():
+        from sketchfusion_plugins.index.manifest import Manifest
         from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures
         from sketchfusion_plugins.inference.picture_files import Problems, list_pictures
+        from sketchfusion_plugins.inference.sharding import Ranks
 
         problems, paths = Problems(strict), list_pictures(inputs)
         described = GalleryModel.read(index)
         opened = described.open(choose_device(device), dtype, model)
-        added, total = add_pictures(
-            index, opened, described, paths, problems, batch_size=batch_size
-        )
-    _print_counts(index, added, total, len(problems.found), as_json)
+        with Ranks.from_environment() as ranks:
+            added, total = add_pictures(
+                index,
+                opened,
+                described,
+                paths,
+                problems,
+                kind=Manifest.read(index).kind,
+                batch_size=batch_size,
+                ranks=ranks,
+            )
+    if ranks.is_first:
+        _print_counts(index, added, total, len(problems.found), as_json)
     end_with(problems)
 
 

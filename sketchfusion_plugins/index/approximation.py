@@ -1,7 +1,9 @@
 """FAISS structures that find near vectors without looking at all of them.
 
-Both keep the vectors as they are (no quantisation), so scores are exact; what may be missed is an
-item. Inner products of unit vectors are cosine similarities.
+Inverted files (``"ivf"``) and graphs (``"hnsw"``) keep the vectors as they are. Product
+quantisation (``"ivfpq"``: Jegou et al., PAMI 2011) keeps a byte for every four numbers, and
+the reader scores its best candidates anew. So scores are exact; what may be missed is an item.
+Inner products of unit vectors are cosine similarities.
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ RETRAIN_GROWTH = 4
 
 LISTS_PER_ROOT = 4  # FAISS's guidelines: 4 to 16 times the square root of the rows
 TRAINING_ROWS_PER_LIST = 64
+NUMBERS_PER_BYTE = 4
 NEIGHBOURS = 32
 CONSTRUCTION_CANDIDATES = 80
 # Defaults of `search`, measured by examples/benchmarks/index_scale.py.
 PROBED_LISTS = 32
 SEARCH_CANDIDATES = 128
+# Candidates of quantised vectors, per item wanted, whose scores are computed exactly.
+RESCORED = 20
 
 
 def require_faiss() -> Any:
@@ -62,18 +67,29 @@ def list_count(rows: int) -> int:
     return max(1, min(int(LISTS_PER_ROOT * rows**0.5), rows // 39))
 
 
+def has_lists(kind: Kind) -> bool:
+    """Whether a structure of this kind learns lists from a sample."""
+    return kind in ("ivf", "ivfpq")
+
+
 def new_structure(kind: Kind, dim: int, sample: npt.NDArray[np.float32] | None, rows: int) -> Any:
-    """An empty FAISS structure for about ``rows`` vectors; ``"ivf"`` is trained on the sample."""
+    """An empty FAISS structure for about ``rows`` vectors; lists are learned from the sample."""
     faiss = require_faiss()
 
     if kind == "hnsw":
         graph = faiss.IndexHNSWFlat(dim, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = CONSTRUCTION_CANDIDATES
         return graph
-    lists = faiss.index_factory(dim, f"IVF{list_count(rows)},Flat", faiss.METRIC_INNER_PRODUCT)
+    coding = f"PQ{code_bytes(dim)}" if kind == "ivfpq" else "Flat"
+    lists = faiss.index_factory(dim, f"IVF{list_count(rows)},{coding}", faiss.METRIC_INNER_PRODUCT)
     lists.cp.spherical = True
     lists.train(sample)
     return lists
+
+
+def code_bytes(dim: int) -> int:
+    """Bytes that stand for a vector: about a byte for four numbers, and an even share for each."""
+    return max(count for count in range(1, max(1, dim // NUMBERS_PER_BYTE) + 1) if dim % count == 0)
 
 
 def extend(structure: Any, blocks: Iterable[npt.NDArray[np.float32]]) -> None:
@@ -118,10 +134,13 @@ def read_structure(path: Path, mapped: bool) -> Any:
 def search_structure(
     structure: Any, kind: Kind, queries: npt.NDArray[np.float32], k: int, effort: int | None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Scores and rows ``[Q, k]``, best first; row -1 where fewer were found."""
+    """Scores and rows ``[Q, k]``, best first; row -1 where fewer were found.
+
+    Scores of ``"ivfpq"`` are those of quantised vectors.
+    """
     faiss = require_faiss()
 
-    if kind == "ivf":
+    if has_lists(kind):
         options = faiss.SearchParametersIVF(nprobe=effort or PROBED_LISTS)
     else:
         options = faiss.SearchParametersHNSW(efSearch=max(effort or SEARCH_CANDIDATES, k))

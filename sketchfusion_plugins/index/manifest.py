@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from sketchfusion_plugins.files import write_text
 
-Kind = Literal["flat", "ivf", "hnsw"]
+Kind = Literal["flat", "ivf", "ivfpq", "hnsw"]
 POINTER = "current.json"
 FORMAT = 1
 DATA_FILE = r"(vectors|items|approximation)-\d{6,}\.(safetensors|jsonl|faiss)"

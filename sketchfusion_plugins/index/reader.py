@@ -14,6 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from sketchfusion_plugins.index.approximation import (
+    RESCORED,
     read_structure,
     require_faiss,
     search_structure,
@@ -99,8 +100,8 @@ class SketchIndex:
         Args:
             vectors: Queries ``[Q, dim]`` of any length but 0.
             k: Items wanted; fewer come where the index holds or the approximate search finds fewer.
-            effort: Lists probed (``"ivf"``: 32 unless given) or candidates kept (``"hnsw"``: 128).
-                More finds more and takes longer; ``"flat"`` finds everything.
+            effort: Lists probed (``"ivf"`` and ``"ivfpq"``: 32 unless given) or candidates kept
+                (``"hnsw"``: 128). More finds more and takes longer; ``"flat"`` finds everything.
 
         Raises:
             ValueError: Queries of another width, not finite or zero, or k or effort below 1.
@@ -134,8 +135,7 @@ class SketchIndex:
         scores = [np.empty((len(queries), 0), dtype=np.float32)]
         rows = [np.empty((len(queries), 0), dtype=np.int64)]
         if self._covered and len(queries):
-            best = min(k, self._covered)
-            found = search_structure(self._structure, self.manifest.kind, queries, best, effort)
+            found = self._search_structure(queries, min(k, self._covered), effort)
             scores.append(found[0])
             rows.append(found[1])
         for start, block in self._blocks(self._covered) if len(queries) else ():
@@ -176,6 +176,31 @@ class SketchIndex:
         """
         for file in self.manifest.files:
             file.verify(self.folder)
+
+    def _search_structure(
+        self, queries: npt.NDArray[np.float32], k: int, effort: int | None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Scores and rows ``[Q, k]`` among those that the structure covers."""
+        kind = self.manifest.kind
+        if kind != "ivfpq":
+            return search_structure(self._structure, kind, queries, k, effort)
+        candidates = min(RESCORED * k, self._covered)
+        _, rows = search_structure(self._structure, kind, queries, candidates, effort)
+        scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+        for query, numbers, values in zip(queries, rows, scores, strict=True):
+            there = numbers >= 0
+            values[there] = self._rows(numbers[there]) @ query
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+
+    def _rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Unit vectors ``[len(rows), dim]``."""
+        found = np.empty((len(rows), self.manifest.dim), dtype=np.float32)
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(shards):
+            here = shards == number
+            found[here] = self._shards[number].vectors[rows[here] - self._starts[number]]
+        return found
 
     def _blocks(self, first: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         for start, shard in zip(self._starts, self._shards, strict=False):

@@ -20,6 +20,7 @@ from sketchfusion_plugins.files import replacing, write_safetensors
 from sketchfusion_plugins.index.approximation import (
     RETRAIN_GROWTH,
     extend,
+    has_lists,
     is_due,
     new_structure,
     read_structure,
@@ -47,9 +48,8 @@ class IndexWriter:
 
     ``add`` only collects; ``commit`` makes everything collected durable at once, or nothing. A
     commit writes the new rows, now and then with some former ones: of n rows each is rewritten
-    log2(n) times at most. Structures of ``"ivf"`` and ``"hnsw"`` are extended when a tenth more
-    rows (at least 10,000) has come; until then the new rows, and small indexes altogether, are
-    searched exactly.
+    log2(n) times at most. FAISS's structures are extended when a tenth more rows (at least 10,000)
+    has come; until then the new rows, and small indexes altogether, are searched exactly.
 
     Leaving the block by an error discards what was not committed. Locks are the operating system's
     and end with the process.
@@ -97,7 +97,8 @@ class IndexWriter:
             folder: Folder that holds no index yet.
             dim: Width of the vectors.
             kind: ``"flat"`` searches everything; ``"ivf"`` and ``"hnsw"`` are for more than some
-                hundred thousand vectors. HNSW answers faster and builds slower.
+                hundred thousand vectors, ``"ivfpq"``, which needs a sixteenth of their memory, for
+                many millions. HNSW answers faster and builds slower.
             model: Fingerprint of the model that makes the vectors.
 
         Raises:
@@ -260,10 +261,10 @@ class IndexWriter:
         reader = SketchIndex(self.folder, manifest)
         trained = manifest.rows
         if former is None or (
-            manifest.kind == "ivf" and manifest.rows > RETRAIN_GROWTH * former.trained_rows
+            has_lists(manifest.kind) and manifest.rows > RETRAIN_GROWTH * former.trained_rows
         ):
             covered = 0
-            sample = _sample(reader) if manifest.kind == "ivf" else None
+            sample = _sample(reader) if has_lists(manifest.kind) else None
             structure = new_structure(manifest.kind, manifest.dim, sample, manifest.rows)
         else:
             former.file.verify(self.folder)

@@ -15,9 +15,11 @@ from sketchfusion_plugins.index.manifest import POINTER, Kind, Manifest
 from sketchfusion_plugins.inference.answers import Model, describe_files
 from sketchfusion_plugins.inference.models import Weights, model_fingerprint, open_model
 from sketchfusion_plugins.inference.picture_files import Problems
+from sketchfusion_plugins.inference.sharding import Ranks, describe_together, forget_parts
 
 # What a crash can lose: some minutes of a large model on a CPU, a second of it on a GPU.
 COMMITTED_TOGETHER = 256
+ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def add_pictures(
     batch_size: int = 16,
     progress: bool = True,
     together: int = COMMITTED_TOGETHER,
+    ranks: Ranks = ALONE,
 ) -> tuple[int, int]:
     """Put pictures into an index, which is made if there is none; those in it are passed over.
 
@@ -112,30 +115,37 @@ def add_pictures(
         batch_size: Pictures per step.
         progress: Show a progress bar, when standard error is a terminal.
         together: Pictures per commit.
+        ranks: Processes that share the work; the first one writes.
 
     Returns:
-        Pictures that were added, and pictures in the index.
+        Pictures that were added, and pictures in the index; zeros in all processes but the first.
 
     Raises:
         OSError: The index is damaged or cannot be written.
         ValueError: The index was built with another model, or is of another kind.
     """
     index = Path(index)
+    exists = (index / POINTER).exists()
+    if exists:
+        _check_same(index, described, kind)
     with ExitStack() as stack:
         writer = None
-        if (index / POINTER).exists():
-            _check_same(index, described, kind)
+        if exists and ranks.is_first:
             writer = stack.enter_context(IndexWriter.open(index))
-        waiting = {_key(path): path for path in paths}
-        if writer is not None:
-            waiting = {key: path for key, path in waiting.items() if key not in writer}
+        known: IndexWriter | set[str] = set() if writer is None else writer
+        if exists and not ranks.is_first:
+            known = {key for key, _ in SketchIndex.open(index).items()}
+        waiting = {_key(path): path for path in paths if _key(path) not in known}
         before = 0 if writer is None else len(writer)
         collected = 0
-        for readable, vectors in describe_files(
+        for readable, vectors in describe_together(
+            ranks,
             model,
             list(waiting.values()),
             described.size,
             problems,
+            result=index,
+            fingerprint=f"{described.fingerprint}@{described.size}",
             batch_size=batch_size,
             progress=progress,
         ):
@@ -151,6 +161,7 @@ def add_pictures(
                 writer.commit(progress)
                 collected = 0
         after = 0 if writer is None else len(writer)
+    forget_parts(ranks, index)
     return after - before, after
 
 

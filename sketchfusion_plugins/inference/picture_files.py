@@ -29,6 +29,11 @@ class Problems:
     strict: bool = False
     found: list[str] = field(default_factory=list)
 
+    @property
+    def first(self) -> str:
+        """The line about the first one."""
+        return self.found[0] if self.found else "other processes tell which and why"
+
     def add(self, path: str | Path, error: Exception) -> None:
         """Collect a problem.
 

@@ -34,9 +34,13 @@ def test_every_picture_finds_itself(
     assert json.loads(again)["added"] == 0
 
 
-def test_add_uses_the_indexs_model(run: Any, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_add_uses_the_indexs_model_and_kind(
+    run: Any, pictures: Path, tmp_path: Path, kind: str
+) -> None:
     index = tmp_path / "index"
-    run("index", "build", pictures / "more", "--out", index, "--model", "hog", "--size", 72)
+    model = ("--model", "hog", "--size", 72, "--kind", kind)
+    run("index", "build", pictures / "more", "--out", index, *model)
     printed = run("index", "add", pictures, "--index", index, "--json").stdout
     assert json.loads(printed)["added"] == 2
     found = _search(run, pictures / "a.png", "--index", index, "--top", 9)

@@ -17,7 +17,7 @@ pytest.importorskip("faiss")
 from sketchfusion_plugins.index import IndexWriter, SketchIndex, approximation, writer
 from sketchfusion_plugins.index.manifest import Manifest, StoredFile
 
-KINDS = ["flat", "ivf", "hnsw"]
+KINDS = ["flat", "ivf", "hnsw"]  # "ivfpq" learns from 256 rows at least and has tests of its own
 DIM = 16
 
 
@@ -81,7 +81,7 @@ def test_small_indexes_of_any_kind_are_exact(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_structures")
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+@pytest.mark.parametrize("kind", ["ivf", "ivfpq", "hnsw"])
 def test_little_effort_may_miss_items_but_invents_none(kind: str, tmp_path: Path) -> None:
     vectors = make_vectors(600)
     fill(tmp_path, kind, vectors, 600)
@@ -96,8 +96,36 @@ def test_little_effort_may_miss_items_but_invents_none(kind: str, tmp_path: Path
         )
     hits = index.search(vectors[:20], 500, effort=1)
     assert [len(row) for row in hits] == (rows >= 0).sum(1).tolist()
-    if kind == "ivf":
+    if kind != "hnsw":
         assert (rows == -1).any()
+
+
+@pytest.mark.usefixtures("small_structures")
+def test_quantised_vectors_answer_with_exact_scores_in_a_fraction_of_the_space(
+    tmp_path: Path,
+) -> None:
+    vectors = make_vectors(4000)
+    for kind in ("ivf", "ivfpq"):
+        fill(tmp_path / kind, kind, vectors, 1000)
+    index = SketchIndex.open(tmp_path / "ivfpq")
+    assert len(index.manifest.shards) > 0
+    scores, rows = index.search_rows(vectors[:100], 5, effort=500)
+    expected_scores, expected_rows = exact(vectors, vectors[:100], 5)
+    # Every list is probed: what is missed, quantisation has hidden from the best 100.
+    found = [len(set(a) & set(b)) for a, b in zip(rows, expected_rows, strict=True)]
+    assert np.mean(found) / 5 > 0.9
+    assert (rows[:, 0] == np.arange(100)).all()
+    np.testing.assert_allclose(scores[:, 0], expected_scores[:, 0], atol=1e-5)
+    sizes = [
+        SketchIndex.open(tmp_path / kind).manifest.approximation.file.size  # type: ignore[union-attr]
+        for kind in ("ivf", "ivfpq")
+    ]
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+@pytest.mark.parametrize(("dim", "expected"), [(256, 64), (192, 48), (130, 26), (7, 1), (1, 1)])
+def test_codes_divide_vectors_evenly(dim: int, expected: int) -> None:
+    assert approximation.code_bytes(dim) == expected
 
 
 def test_tensors_and_arrays_of_any_length_and_precision(tmp_path: Path) -> None:
@@ -314,7 +342,7 @@ def test_no_index_or_one_already(tmp_path: Path) -> None:
         pass
     with pytest.raises(FileExistsError, match=r"holds an index already.*IndexWriter\.open"):
         IndexWriter.create(tmp_path, DIM)
-    with pytest.raises(ValueError, match="one of flat, ivf, hnsw, got 'tree'"):
+    with pytest.raises(ValueError, match="one of flat, ivf, ivfpq, hnsw, got 'tree'"):
         IndexWriter.create(tmp_path / "b", DIM, "tree")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one dimension, got 0"):
         IndexWriter.create(tmp_path / "b", 0)

@@ -1,0 +1,198 @@
+"""Describing pictures in several processes: each takes its share, the first one collects.
+
+Launch a command with ``torchrun`` or ``accelerate launch`` and its work is shared out:
+
+    torchrun --nproc-per-node 8 -m sketchfusion_plugins features photos --model ... --out ...
+
+Every process keeps what it has done in a file beside the result, so nothing is lost with a process;
+launched again, with as many processes or fewer, the command goes on.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sketchfusion_plugins.inference.answers import Model, describe_files
+from sketchfusion_plugins.inference.descriptor_files import DescriptorWriter
+from sketchfusion_plugins.inference.picture_files import Problems
+
+# A process that died is noticed at once; this is for one that hangs, or has the slowest disk.
+LONGEST_WAIT = timedelta(hours=6)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who of how many processes this one is; a context manager that connects them.
+
+    Attributes:
+        rank: This process, from 0.
+        world_size: All processes, on all machines.
+
+    Raises:
+        ValueError: ``rank`` is not one of ``world_size``.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"expected a rank of 0 to {self.world_size - 1}, got {self.rank}. The launcher "
+                "sets RANK and WORLD_SIZE; unset both to run in one process."
+            )
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """As ``torchrun`` and ``accelerate launch`` say; alone without them.
+
+        Raises:
+            ValueError: RANK or WORLD_SIZE is no number, or they do not fit.
+        """
+        rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        if not (rank.isdecimal() and world_size.isdecimal()):
+            raise ValueError(
+                f"expected numbers in RANK and WORLD_SIZE, got {rank!r} and {world_size!r}."
+            )
+        return cls(int(rank), int(world_size))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that collects, writes and prints."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Go on when every process has come this far.
+
+        Raises:
+            RuntimeError: One has ended, or has not come in six hours.
+        """
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+    def __enter__(self) -> Ranks:
+        if self.world_size > 1:
+            # Nothing is computed together: the connections only tell who is done or dead.
+            torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.world_size > 1:
+            torch.distributed.destroy_process_group()
+
+
+def describe_together(
+    ranks: Ranks,
+    model: Model,
+    paths: Sequence[Path],
+    size: int,
+    problems: Problems,
+    *,
+    result: Path,
+    fingerprint: str,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Iterator[tuple[list[Path], Tensor]]:
+    """`describe_files` by all processes.
+
+    Batches are dealt out whole, so that their composition, and with it every bit of a descriptor,
+    does not depend on the number of processes.
+
+    Args:
+        ranks: The processes.
+        model: The model, the same in all of them.
+        paths: Files, the same in all of them.
+        size: Side, in pixels, of the square that pictures are padded to.
+        problems: Collects files of this process's share that are no pictures.
+        result: What the descriptors are for; processes keep theirs in files beside it until
+            `forget_parts`.
+        fingerprint: Of the model and the size: parts of others are refused.
+        batch_size: Pictures per step.
+        progress: Show the first process's progress.
+
+    Yields:
+        In the first process everything in the order of ``paths``, batch by batch; in others
+        nothing.
+
+    Raises:
+        OSError: A part cannot be read or written.
+        RuntimeError: Another process has died.
+        ValueError: A part is of another model.
+    """
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "progress": progress and ranks.is_first,
+    }
+    parts = _parts(result)
+    if ranks.world_size == 1 and not parts:
+        yield from describe_files(model, paths, size, problems, **options)
+        return
+    # Launched with another number of processes, a share may lie in any of the parts.
+    known = frozenset().union(*(DescriptorWriter(part, fingerprint).known for part in parts))
+    ranks.wait()  # Nobody writes while another still reads.
+    share = [
+        path
+        for number, path in enumerate(paths)
+        if number // batch_size % ranks.world_size == ranks.rank and str(path) not in known
+    ]
+    part = result.with_name(f"{result.name}.rank-{ranks.rank}.jsonl")
+    with DescriptorWriter(part, fingerprint) as writer:
+        for readable, descriptors in describe_files(model, share, size, problems, **options):
+            writer.add(readable, descriptors)
+    ranks.wait()
+    if ranks.is_first:
+        yield from _collect(_parts(result), paths, batch_size)
+
+
+def forget_parts(ranks: Ranks, result: Path) -> None:
+    """Remove the processes' files once the result is safe."""
+    if ranks.is_first:
+        for part in _parts(result):
+            part.unlink()
+    ranks.wait()
+
+
+def _parts(result: Path) -> list[Path]:
+    return sorted(result.parent.glob(f"{glob.escape(result.name)}.rank-*.jsonl"))
+
+
+def _collect(
+    parts: Sequence[Path], paths: Sequence[Path], batch_size: int
+) -> Iterator[tuple[list[Path], Tensor]]:
+    """Descriptors of the parts in the order of ``paths``."""
+    places: dict[str, tuple[int, int]] = {}
+    files = [part.open("rb") for part in parts]
+    try:
+        for number, file in enumerate(files):
+            offset = 0
+            for line in file:
+                places[json.loads(line)["path"]] = (number, offset)
+                offset += len(line)
+        for start in range(0, len(paths), batch_size):
+            present = [path for path in paths[start : start + batch_size] if str(path) in places]
+            rows = []
+            for path in present:
+                number, offset = places[str(path)]
+                files[number].seek(offset)
+                rows.append(json.loads(files[number].readline())["descriptor"])
+            if rows:
+                yield present, torch.tensor(rows)
+    finally:
+        for file in files:
+            file.close()

@@ -1,0 +1,148 @@
+"""Work that several processes share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sketchfusion_plugins.index import SketchIndex
+from sketchfusion_plugins.inference.descriptor_files import DescriptorWriter
+from sketchfusion_plugins.inference.models import open_model
+from sketchfusion_plugins.inference.picture_files import Problems
+from sketchfusion_plugins.inference.sharding import Ranks, describe_together, forget_parts
+
+TINY = ("--model", "tiny", "--weights", "random", "--size", "64", "--batch-size", "3")
+ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(11):
+        pixels = generator.integers(0, 256, (40 + number, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return folder
+
+
+def _run(processes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = ["-m", "sketchfusion_plugins", *map(str, arguments)]
+    return subprocess.run(
+        [sys.executable, *(launcher if processes > 1 else []), *command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ENVIRONMENT},
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", pytest.param("safetensors", marks=pytest.mark.slow)])
+def test_two_processes_write_the_bytes_of_one(pictures: Path, tmp_path: Path, suffix: str) -> None:
+    results = []
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}" / f"features.{suffix}"
+        run = _run(processes, "features", pictures, *TINY, "--out", out, "--json")
+        assert run.returncode == 0, run.stderr
+        assert json.loads(run.stdout)["written"] == 11
+        assert [path.name for path in out.parent.iterdir()] == [out.name]
+        results.append(out.read_bytes())
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+def test_two_processes_build_the_index_of_one(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "05.png").write_text("no picture")
+    found = []
+    for processes, code in ((1, 3), (2, 1)):  # a launcher ends with 1 if a process ends with 3
+        out = tmp_path / f"{processes}.index"
+        run = _run(processes, "index", "build", pictures, *TINY, "--out", out, "--json")
+        assert run.returncode == code, run.stderr
+        assert "05.png" in run.stderr
+        index = SketchIndex.open(out)
+        found.append((list(index.items()), np.concatenate(list(index.vectors()))))
+    assert found[0][0] == found[1][0]
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+def test_a_process_that_fails_ends_all_and_loses_nothing(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "10.png").write_text("no picture")  # in the second batch of the second process
+    out = tmp_path / "features.jsonl"
+    arguments = ("features", pictures, *TINY, "--out", out)
+    run = _run(2, *arguments, "--strict")
+    assert run.returncode != 0
+    assert "10.png" in run.stderr
+    assert not out.exists()
+    parts = sorted(tmp_path.glob("features.jsonl.rank-*.jsonl"))
+    kept = {path.name: path.read_bytes() for path in parts}
+    assert kept["features.jsonl.rank-1.jsonl"].count(b"\n") == 3
+    # One process takes over what two have begun.
+    run = _run(1, *arguments, "--json")
+    assert run.returncode == 3, run.stderr
+    lines = out.read_text().splitlines()
+    assert [Path(json.loads(line)["path"]).stem for line in lines] == [
+        f"{number:02d}" for number in range(10)
+    ]
+    assert kept["features.jsonl.rank-1.jsonl"].decode().splitlines() == lines[3:6]
+    assert not list(tmp_path.glob("*.rank-*"))
+
+
+def test_parts_of_another_model_are_refused(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features.jsonl"
+    with DescriptorWriter(tmp_path / "features.jsonl.rank-0.jsonl", "another") as writer:
+        writer.add(["a.png"], torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="made by the model another, this is mine"):
+        list(
+            describe_together(
+                Ranks(),
+                open_model("pixels"),
+                sorted(pictures.iterdir()),
+                64,
+                Problems(),
+                result=out,
+                fingerprint="mine",
+            )
+        )
+
+
+def test_alone_leaves_no_parts(pictures: Path, tmp_path: Path) -> None:
+    paths = sorted(pictures.iterdir())
+    found = describe_together(
+        Ranks(),
+        open_model("pixels"),
+        paths,
+        64,
+        Problems(),
+        result=tmp_path / "a.jsonl",
+        fingerprint="mine",
+        batch_size=4,
+    )
+    assert [path for readable, _ in found for path in readable] == paths
+    forget_parts(Ranks(), tmp_path / "a.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "world_size", "message"),
+    [
+        ("2", "2", "expected a rank of 0 to 1, got 2"),
+        ("one", "2", "expected numbers in RANK and WORLD_SIZE, got 'one' and '2'"),
+    ],
+)
+def test_a_wrong_environment_is_explained(
+    monkeypatch: pytest.MonkeyPatch, rank: str, world_size: str, message: str
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    with pytest.raises(ValueError, match=message):
+        Ranks.from_environment()
