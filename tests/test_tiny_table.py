@@ -376,7 +376,9 @@ def test_whole_table(
         return MeanColour()
 
     monkeypatch.setitem(
-        sys.modules, "fusion", SimpleNamespace(load_trained=load_trained, build_untrained=None)
+        sys.modules,
+        "fusion_models",
+        SimpleNamespace(load_trained=load_trained, build_untrained=None),
     )
     given = [str(part) for name in folders for part in (f"--{name}", folders[name])]
     rows = ["--rows", "HOG, 4x4", "HOG, 10-NN", "fused", "--seeds", "0", "1", "--limit", "12"]

@@ -86,7 +86,7 @@ def row_features(row: str, seed: int, work: Path) -> Features:
     if row in PLAIN or row == NEIGHBOURS:
         plain: Features = PLAIN.get(row, HogFeatures)()
         return plain
-    from fusion import build_untrained, load_trained
+    from fusion_models import build_untrained, load_trained
 
     if row in TRAINED:
         features: Features = load_trained(weights_folder(row, seed, work))

@@ -25,9 +25,7 @@ from fusion_models import (
     FrozenMaps,
     GeneralModel,
     build,
-    build_untrained,
     load_foundations,
-    load_trained,
     save,
 )
 from torch import Tensor, nn
@@ -39,8 +37,6 @@ from sketchfusion_plugins.losses.correspondence import (
     CorrespondenceLoss,
     CorrespondenceLossConfig,
 )
-
-__all__ = ["KINDS", "build_untrained", "load_trained"]
 
 WEIGHTS = {
     "instance": 1.0,

@@ -24,16 +24,13 @@ from sketchfusion_plugins.features import (
     DiffusionFeatures,
     Features,
     FusedFeatures,
-    HogFeatures,
-    PixelFeatures,
-    RandomFeatures,
 )
 from sketchfusion_plugins.files import write_safetensors, write_text
 from sketchfusion_plugins.heads.embedding import EmbeddingHead
 from sketchfusion_plugins.presets import preset
 
 KINDS = ("clip", "sd", "concatenated", "fused", "random")
-UNTRAINED = ("chance", "pixels", "HOG", "CLIP", "SD", "SD + CLIP")
+UNTRAINED = {"CLIP": ClipFeatures, "SD": DiffusionFeatures, "SD + CLIP": ConcatenatedFeatures}
 STRIDE = 8
 DIM = 256
 CLASSIFIER_SCALE = 16.0
@@ -265,10 +262,6 @@ def build_untrained(name: str, foundations: Path) -> Features:
     Raises:
         ValueError: Unknown name.
     """
-    plain = {"chance": RandomFeatures, "pixels": PixelFeatures, "HOG": HogFeatures}
-    if name in plain:
-        return plain[name]()
-    parts = {"CLIP": ClipFeatures, "SD": DiffusionFeatures, "SD + CLIP": ConcatenatedFeatures}
-    if name not in parts:
+    if name not in UNTRAINED:
         raise ValueError(f"unknown baseline {name!r}; choose one of {', '.join(UNTRAINED)}.")
-    return parts[name](load_foundations(foundations)).eval()
+    return UNTRAINED[name](load_foundations(foundations)).eval()

@@ -140,8 +140,7 @@ def fetch(source: str, packages: Path) -> Path:
     else:
         scope = "" if source == "emojilib" else "@iconify-json/"
         _run(["npm", "pack", "--silent", f"{scope}{source}"], download)
-        with tarfile.open(next(download.glob("*.tgz"))) as archive:
-            archive.extractall(unpacked, filter="data")
+        _unpack(next(download.glob("*.tgz")), unpacked)
         shutil.move(unpacked, f"{unpacked}.whole")
         shutil.move(Path(f"{unpacked}.whole") / "package", unpacked)
         shutil.rmtree(f"{unpacked}.whole")
@@ -182,6 +181,17 @@ def read_keywords(folder: Path) -> dict[str, tuple[str, ...]]:
         keywords[code] = plain
         keywords[code.replace("-FE0F", "")] = plain
     return keywords
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Regular files inside the folder alone: as tarfile's filter, which Python 3.11.2 lacks."""
+    with tarfile.open(archive) as members:
+        for member in members:
+            target = (folder / member.name).resolve()
+            content = members.extractfile(member) if member.isfile() else None
+            if content is not None and target.is_relative_to(folder.resolve()):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.read())
 
 
 def _run(command: list[str], folder: Path) -> None:
