@@ -35,12 +35,8 @@ class Features(nn.Module):
         raise NotImplementedError
 
     def describe(self, image: Tensor) -> Tensor:
-        """Unit descriptors ``[B, D]``: the map's means over 4x4 parts of the image.
-
-        A mean over the whole image would forget where things are.
-        """
-        pooled = F.adaptive_avg_pool2d(self(image).float(), GRID)
-        return F.normalize(pooled.flatten(1), dim=1)
+        """Unit descriptors ``[B, D]``; see `pooled_descriptor`."""
+        return pooled_descriptor(self(image))
 
 
 class FusedFeatures(Features):
@@ -210,6 +206,14 @@ class RandomFeatures(Features):
         rows, columns = (-(-side // CELL) for side in image.shape[-2:])
         shape = (len(image), self.channels, rows, columns)
         return torch.randn(shape, generator=self.generator).to(image.device)
+
+
+def pooled_descriptor(maps: Tensor) -> Tensor:
+    """Unit descriptors ``[B, D]`` of maps ``[B, C, h, w]``: their means over 4x4 parts.
+
+    A mean over the whole image would forget where things are.
+    """
+    return F.normalize(F.adaptive_avg_pool2d(maps.float(), GRID).flatten(1), dim=1)
 
 
 def join(maps: Sequence[Tensor]) -> Tensor:

@@ -286,6 +286,18 @@ def test_part_contrast_by_hand(load: Load) -> None:
     assert float(contrast((first, second), (points, points), none, 2.0)) == 0.0
 
 
+def test_query_scores_by_hand(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    fusion = load("fusion")
+    monkeypatch.setattr(fusion, "TOP_SHARE", 0.5)
+    sketch = torch.ones(2, 3, 8, 16)
+    sketch[:, :, 4, 2] = -1.0  # ink in the left one of two cells
+    drawing = torch.tensor([[[3.0, 9.0], [0.0, 9.0]], [[-3.0, -9.0], [0.0, -9.0]]])[:, :, None]
+    picture = torch.tensor([[[2.0, 0.0], [0.0, 2.0]], [[-2.0, 0.0], [0.0, -2.0]]])[:, :, None]
+    # Of two cells the more similar one counts: both drawings point along the first axis.
+    scores = fusion.query_scores(sketch, drawing, picture)
+    torch.testing.assert_close(scores, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+
+
 def test_mirrored_drawings_are_turned_about_the_same_angle(load: Load) -> None:
     from sketchfusion_plugins.data.strokes import Strokes
 

@@ -24,8 +24,16 @@ from judged_model import JudgedModel
 from measures import GROUPS, neighbours
 from rich.console import Console
 
-from sketchfusion_plugins.features import Features, HogFeatures, PixelFeatures, RandomFeatures
+from sketchfusion_plugins import SketchFusionEncoder
+from sketchfusion_plugins.features import (
+    Features,
+    FusedFeatures,
+    HogFeatures,
+    PixelFeatures,
+    RandomFeatures,
+)
 from sketchfusion_plugins.files import write_text
+from sketchfusion_plugins.hub import BUNDLED_WEIGHTS
 
 
 class PooledHog(HogFeatures):
@@ -43,6 +51,7 @@ PLAIN: Mapping[str, type[Features]] = {
     "HOG, 4x4": PooledHog,
 }
 NEIGHBOURS = "HOG, 10-NN"
+BUNDLED = "sketchfusion/tiny"
 UNTRAINED = ("CLIP", "SD", "SD + CLIP")
 TRAINED = {
     "CLIP + adapters": "clip",
@@ -51,7 +60,9 @@ TRAINED = {
     "fused": "fused",
     "fused, random foundations": "random",
 }
-ROWS = (*PLAIN, NEIGHBOURS, *UNTRAINED, *TRAINED)
+# The package's weights, without the embedding head that trained with them.
+SHIPPED = "fused, as shipped"
+ROWS = (*PLAIN, NEIGHBOURS, *UNTRAINED, *TRAINED, SHIPPED)
 CLAIMS = (
     ("fused", "SD + CLIP + adapters"),
     ("SD + CLIP + adapters", "SD + adapters"),
@@ -67,6 +78,8 @@ CLAIMS = (
     ("SD + CLIP", "CLIP"),
     ("fused", "HOG"),
     ("fused", "HOG, 4x4"),
+    (SHIPPED, "HOG, 4x4"),
+    (SHIPPED, "SD + CLIP"),
 )
 NOTE = """\
 Held-out concepts, one of each family, randomly warped; probes, thresholds and means come from
@@ -86,6 +99,8 @@ def row_features(row: str, seed: int, work: Path) -> Features:
     if row in PLAIN or row == NEIGHBOURS:
         plain: Features = PLAIN.get(row, HogFeatures)()
         return plain
+    if row == SHIPPED:
+        return FusedFeatures(SketchFusionEncoder.from_pretrained(BUNDLED)).eval()
     from fusion_models import build_untrained, load_trained
 
     if row in TRAINED:
@@ -99,6 +114,8 @@ def row_features(row: str, seed: int, work: Path) -> Features:
 
 def weights_folder(row: str, seed: int, work: Path) -> Path:
     """Where a row's weights lie."""
+    if row == SHIPPED:
+        return BUNDLED_WEIGHTS[BUNDLED].parent
     return work / "fusion" / f"{TRAINED[row]}-{seed}" if row in TRAINED else work / "export"
 
 
@@ -107,7 +124,8 @@ def fingerprint(row: str, seed: int, work: Path) -> str:
     if row in PLAIN or row == NEIGHBOURS:
         return ""
     digest = hashlib.sha256()
-    folders = {weights_folder(row, seed, work), work / "export"}
+    folder = weights_folder(row, seed, work)
+    folders = {folder} if row == SHIPPED else {folder, work / "export"}
     for path in sorted(path for folder in folders for path in folder.rglob("*.safetensors")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

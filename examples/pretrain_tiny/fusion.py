@@ -4,7 +4,9 @@ python examples/pretrain_tiny/fusion.py --work DIR --quickdraw DIR --spg DIR --s
 
 Drawings enter here, see `fusion_data`. Every model trains with the same losses on the same batches:
 
-- instance: a drawing finds the picture of its concept in the batch (InfoNCE);
+- instance: a drawing finds the picture of its concept in the batch (InfoNCE), by the embedding;
+- pooled: the same by the pooled map, which is all there is without a head;
+- query: the same by the mean over a drawing's ink and the most similar places of a picture;
 - end_point, contrastive: points of a line drawing find their places in the warped picture;
 - parts: points on a stroke find strokes of the same part in another person's drawing;
 - subgroup, sketch: which subgroup of OpenMoji, which class of Quick, Draw!.
@@ -31,7 +33,9 @@ from fusion_models import (
 from torch import Tensor, nn
 from training import Budget, autocast, train
 
+from sketchfusion_plugins.features import pooled_descriptor
 from sketchfusion_plugins.heads.cells import sample_descriptors
+from sketchfusion_plugins.heads.query import ink_cells, pool_sketch
 from sketchfusion_plugins.losses.contrast import CrossDomainInfoNCE
 from sketchfusion_plugins.losses.correspondence import (
     CorrespondenceLoss,
@@ -40,6 +44,8 @@ from sketchfusion_plugins.losses.correspondence import (
 
 WEIGHTS = {
     "instance": 1.0,
+    "pooled": 0.5,
+    "query": 0.5,
     "loss_end_point": 1.0,
     "loss_contrastive": 1.0,
     "parts": 0.5,
@@ -47,6 +53,9 @@ WEIGHTS = {
     "sketch": 0.3,
 }
 LEARNING_RATE = 2e-3
+SCALE = 1 / 0.07
+# Of a picture's cells, those that say whether it holds what is asked for.
+TOP_SHARE = 0.1
 
 
 class Objectives(nn.Module):
@@ -68,7 +77,13 @@ class Objectives(nn.Module):
         drawing, picture = maps.chunk(2)
         embedding = model.head(maps)
         sketch, photo = embedding.chunk(2)
-        losses: dict[str, Tensor] = {"instance": self.instance(sketch, photo, batch.concept)}
+        same = (batch.concept[:, None] == batch.concept).float()
+        first, second = pooled_descriptor(maps).chunk(2)
+        losses: dict[str, Tensor] = {
+            "instance": self.instance(sketch, photo, batch.concept),
+            "pooled": contrast(SCALE * first @ second.T, same),
+            "query": contrast(SCALE * query_scores(images.chunk(2)[0], drawing, picture), same),
+        }
         losses |= self.points(
             drawing[:ALIGNED],
             picture[:ALIGNED],
@@ -96,35 +111,63 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits[known], labels[known])
 
 
+def query_scores(sketch: Tensor, drawing: Tensor, picture: Tensor) -> Tensor:
+    """How much of every drawing is found somewhere in every picture.
+
+    Args:
+        sketch: Drawings ``[B, 3, H, W]`` in -1..1.
+        drawing: Their maps ``[B, C, h, w]``.
+        picture: Maps of pictures ``[B, C, h, w]``.
+
+    Returns:
+        ``[B, B]``: of the drawing's mean over its ink, the mean cosine with the most similar
+        `TOP_SHARE` of a picture's cells; the batch's mean is taken off both maps.
+    """
+    ink = ink_cells(sketch, (drawing.shape[2], drawing.shape[3]))
+    asked = pool_sketch(drawing - drawing.mean((0, 2, 3), keepdim=True), ink)
+    cells = F.normalize(picture - picture.mean((0, 2, 3), keepdim=True), dim=1).flatten(2)
+    cosine = torch.einsum("ac,bcn->abn", asked, cells)
+    return cosine.topk(int(TOP_SHARE * cells.shape[2])).values.mean(2)
+
+
+def contrast(logits: Tensor, same: Tensor) -> Tensor:
+    """InfoNCE both ways with several positives.
+
+    Args:
+        logits: Scaled similarities ``[..., N, M]``.
+        same: 1 where a pair belongs together, else 0, ``[..., N, M]``.
+
+    Returns:
+        Mean, over rows and columns that have a positive, of the cross entropy with equal weight on
+        all of them.
+    """
+    total = logits.new_zeros(())
+    for values, positives in ((logits, same), (logits.mT, same.mT)):
+        counts = positives.sum(-1)
+        entropy = -(values.log_softmax(-1) * positives).sum(-1) / counts.clamp(min=1)
+        total = total + entropy.sum() / (counts > 0).sum().clamp(min=1)
+    return total / 2
+
+
 def part_contrast(
     maps: tuple[Tensor, Tensor],
     points: tuple[Tensor, Tensor],
     labels: tuple[Tensor, Tensor],
-    scale: float = 1 / 0.07,
+    scale: float = SCALE,
 ) -> Tensor:
-    """Points of the same part in two drawings are each other's positives.
+    """`contrast` of points in two drawings, which belong together where they are of one part.
 
     Args:
         maps: ``[B, C, h, w]`` of either drawing.
         points: ``[B, N, 2]`` in pixels.
         labels: Parts ``[B, N]``.
         scale: Inverse temperature.
-
-    Returns:
-        Mean, over points whose part the other drawing has, of the cross entropy with equal weight
-        on all points of that part.
     """
     first, second = (
         sample_descriptors(features, xy, STRIDE) for features, xy in zip(maps, points, strict=True)
     )
     same = (labels[0][:, :, None] == labels[1][:, None, :]).float()
-    logits = scale * first @ second.transpose(1, 2)
-    total = first.new_zeros(())
-    for values, positives in ((logits, same), (logits.mT, same.mT)):
-        counts = positives.sum(2)
-        entropy = -(values.log_softmax(2) * positives).sum(2) / counts.clamp(min=1)
-        total = total + entropy.sum() / (counts > 0).sum().clamp(min=1)
-    return total / 2
+    return contrast(scale * first @ second.transpose(1, 2), same)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

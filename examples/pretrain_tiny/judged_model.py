@@ -7,13 +7,12 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from judged_data import PART_DRAWINGS, JudgedData
 from torch import Tensor
 from tqdm import tqdm
 from training import normalise
 
-from sketchfusion_plugins.features import GRID, Features
+from sketchfusion_plugins.features import Features, pooled_descriptor
 
 BATCH = 32
 
@@ -80,7 +79,7 @@ class JudgedModel:
             return Encoded(kept, self.describe(pixels))
         found, descriptors = [], []
         for own in self.maps(pixels):
-            descriptors.append(_pooled(own))
+            descriptors.append(pooled_descriptor(own))
             if count > 0:
                 found.append(own[:count])
                 count -= len(own)
@@ -99,8 +98,3 @@ class JudgedModel:
             with torch.no_grad():
                 images = normalise(part).expand(-1, 3, -1, -1).to(self.device)
                 yield method(images).float().cpu()
-
-
-def _pooled(maps: Tensor) -> Tensor:
-    """As `Features.describe` does."""
-    return F.normalize(F.adaptive_avg_pool2d(maps, GRID).flatten(1), dim=1)
