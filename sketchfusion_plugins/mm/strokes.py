@@ -167,8 +167,8 @@ class RenderedVisualizationHook(SegVisualizationHook):  # type: ignore[misc]
     def _show(self, stage: str, pixels: torch.Tensor, sample: Any, step: int) -> None:
         self._visualizer.add_datasample(
             f"{stage}_{Path(sample.img_path).name}",
-            # Inputs are BGR.
-            pixels.flip(0).permute(1, 2, 0).cpu().numpy(),
+            # Inputs are BGR; OpenCV draws on contiguous rows only.
+            pixels.flip(0).permute(1, 2, 0).contiguous().cpu().numpy(),
             data_sample=sample,
             show=self.show,
             wait_time=self.wait_time,
