@@ -1,6 +1,6 @@
 """SketchFusion: frozen Stable Diffusion and CLIP features, fused, for the frameworks you use.
 
-Importing this package registers its models with timm.
+Importing this package registers its models with timm, as soon as timm is imported too.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import timm_adapters  # noqa: F401  (registers the timm models)
+from sketchfusion_plugins.import_hooks import follow_import
 
 if TYPE_CHECKING:
     from sketchfusion_plugins.checkpoint import CheckpointError
@@ -39,6 +39,8 @@ __all__ = [
     "preset",
     "to_tensor",
 ]
+
+follow_import("timm", "timm_adapters")
 
 
 def __getattr__(name: str) -> Any:
