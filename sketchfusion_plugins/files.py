@@ -1,4 +1,7 @@
-"""Atomic writes: a reader, or a crash at any moment, sees the old file or the new one."""
+"""Files: atomic writes, and the folder of the user's cache.
+
+A reader, or a crash at any moment, sees the old file or the new one.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -33,6 +38,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Folder for what this package computes once and keeps for the user.
+
+    It is ``$SKETCHFUSION_CACHE``, else ``$XDG_CACHE_HOME/sketchfusion``, else
+    ``~/.cache/sketchfusion``.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sketchfusion"
+    return Path(os.environ.get("SKETCHFUSION_CACHE") or home)
 
 
 def write_text(text: str, path: Path) -> None:

@@ -8,7 +8,6 @@ pipeline replaces the embedding of an empty prompt by zeros.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sketchfusion_plugins.config import DiffusionConfig
-from sketchfusion_plugins.files import write_safetensors
+from sketchfusion_plugins.files import cache_folder, write_safetensors
 from sketchfusion_plugins.hub import explain_loading, require_weights
 
 FILENAME = "null_embedding.safetensors"
@@ -78,17 +77,11 @@ def encode_null_prompt(config: DiffusionConfig, *, allow_pickle: bool = False) -
 
 
 def cache_path(config: DiffusionConfig) -> Path:
-    """File of the user's cache that keeps a source's embedding.
-
-    The folder is ``$SKETCHFUSION_CACHE``, else ``$XDG_CACHE_HOME/sketchfusion``, else
-    ``~/.cache/sketchfusion``.
-    """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sketchfusion"
-    folder = Path(os.environ.get("SKETCHFUSION_CACHE") or home)
+    """File of the user's cache (`sketchfusion_plugins.files.cache_folder`) with an embedding."""
     source = Path(config.source)
     name = str(source.resolve()) if source.is_dir() else config.source
     key = hashlib.sha256(f"{name}@{config.revision}".encode()).hexdigest()[:24]
-    return folder / "null_prompts" / f"{key}.safetensors"
+    return cache_folder() / "null_prompts" / f"{key}.safetensors"
 
 
 def _stamp(config: DiffusionConfig) -> str:

@@ -1,11 +1,14 @@
 """Command line: ``sketchfusion VERB``, a file per group of verbs.
 
 Verbs only read options and print; what they do lies in the modules they import when they run.
+Results go to standard output, everything else to standard error.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -13,16 +16,29 @@ from sketchfusion_plugins.cli.data import openmoji_seg, spg
 from sketchfusion_plugins.cli.evaluate import evaluate
 from sketchfusion_plugins.cli.features import features
 from sketchfusion_plugins.cli.index import add, build, search
+from sketchfusion_plugins.cli.installation import doctor, models
 from sketchfusion_plugins.cli.mmseg import config_path, mm_export, mm_train
 from sketchfusion_plugins.cli.pairs import match, segment
 from sketchfusion_plugins.cli.quickstart import quickstart, summary
 from sketchfusion_plugins.cli.recognise import recognise
 from sketchfusion_plugins.cli.train import train
 
+START = "Start"
+ASK = "Ask a model"
+TRAIN = "Train and judge"
+MMSEG = "MMSegmentation"
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 an error, in one line on standard error; 2 wrong usage; "
+    "3 done, but files were skipped. Results go to standard output, as JSON with --json; "
+    "everything else goes to standard error, progress in terminals alone."
+)
+
 app = typer.Typer(
     help="SketchFusion: fused Stable Diffusion and CLIP features for free-hand sketches.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=True,
+    rich_markup_mode="rich",
 )
 _data = typer.Typer(help="Write data sets in the layout that MMSegmentation reads.")
 _index = typer.Typer(help="Build, extend and search an index of pictures.")
@@ -40,23 +56,43 @@ def main(
         raise typer.Exit
 
 
-app.command()(quickstart)
-app.command()(summary)
-app.command()(train)
-app.command()(evaluate)
-app.command()(features)
-app.add_typer(_index, name="index", no_args_is_help=True)
-_index.command()(build)
-_index.command()(add)
-_index.command()(search)
-app.command()(match)
-app.command()(segment)
-app.command()(recognise)
-app.add_typer(_data, name="data", no_args_is_help=True)
-_data.command("openmoji-seg")(openmoji_seg)
-_data.command()(spg)
-app.command("config-path")(config_path)
-app.command(
-    "mm-train", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
-)(mm_train)
-app.command("mm-export")(mm_export)
+def _add(
+    to: typer.Typer,
+    verb: Callable[..., None],
+    panel: str | None = None,
+    name: str | None = None,
+    **settings: Any,
+) -> None:
+    """Register a verb; its docstring is its help, the example in it stands below the options."""
+    text, _, example = str(inspect.getdoc(verb)).partition("Example: ")
+    to.command(
+        name, help=text.strip(), epilog=f"Example: {example}", rich_help_panel=panel, **settings
+    )(verb)
+
+
+_add(app, quickstart, START)
+_add(app, models, START)
+_add(app, summary, START)
+_add(app, doctor, START)
+_add(app, recognise, ASK)
+_add(app, features, ASK)
+app.add_typer(_index, name="index", no_args_is_help=True, rich_help_panel=ASK)
+_add(_index, build)
+_add(_index, add)
+_add(_index, search)
+_add(app, match, ASK)
+_add(app, segment, ASK)
+_add(app, train, TRAIN)
+_add(app, evaluate, TRAIN)
+app.add_typer(_data, name="data", no_args_is_help=True, rich_help_panel=MMSEG)
+_add(_data, openmoji_seg, name="openmoji-seg")
+_add(_data, spg)
+_add(app, config_path, MMSEG, "config-path")
+_add(
+    app,
+    mm_train,
+    MMSEG,
+    "mm-train",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+_add(app, mm_export, MMSEG, "mm-export")

@@ -1,4 +1,4 @@
-"""What the commands share: options, errors in one line, and how they end."""
+"""What the commands share: options, signs of life, errors in one line, and how they end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sketchfusion_plugins.cli.completion import complete_model
+
 if TYPE_CHECKING:
     from sketchfusion_plugins.inference.picture_files import Problems
 
@@ -18,17 +20,21 @@ PARTIAL = 3
 Weights = Literal["pretrained", "random"]
 Precision = Literal["float32", "bfloat16"]
 
+_HOW = "How it runs"
+
 ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
         help="Folder or Hugging Face id of a checkpoint, or sketchfusion/tiny, which is part of "
         "the package; a preset (paper, official, sd15, cleandift, small, tiny); clip:PRESET, "
-        "sd:PRESET, sd+clip:PRESET; timm:NAME; hog; pixels.",
+        "sd:PRESET, sd+clip:PRESET; timm:NAME; hog; pixels. See: sketchfusion models",
+        autocompletion=complete_model,
     ),
 ]
 WeightsOption = Annotated[
-    Weights, typer.Option("--weights", help="Weights of a preset's foundations.")
+    Weights,
+    typer.Option("--weights", help="Weights of a preset's foundations.", rich_help_panel=_HOW),
 ]
 SizeOption = Annotated[
     int | None,
@@ -37,22 +43,46 @@ SizeOption = Annotated[
         min=32,
         help="Side, in pixels, of the square that pictures are padded to; default: what the "
         "(first) model was trained on, else what it is made for.",
+        rich_help_panel=_HOW,
     ),
 ]
-BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Pictures per step.")]
+BatchOption = Annotated[
+    int,
+    typer.Option("--batch-size", min=1, help="Pictures per step.", rich_help_panel=_HOW),
+]
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="Torch device; auto takes CUDA where there is some.")
+    str,
+    typer.Option(
+        "--device",
+        help="Torch device; auto takes CUDA where there is some.",
+        rich_help_panel=_HOW,
+    ),
 ]
 DtypeOption = Annotated[
-    Precision | None, typer.Option("--dtype", help="Precision of frozen foundations.")
+    Precision | None,
+    typer.Option("--dtype", help="Precision of frozen foundations.", rich_help_panel=_HOW),
 ]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Stop at the first file that cannot be used.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")
+]
+JsonLinesOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON, a line per picture, and nothing else.")
+]
 InputsArgument = Annotated[
     list[Path], typer.Argument(help="Pictures, and folders with pictures at any depth.")
 ]
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A sign of life on standard error while something takes seconds; silent but in a terminal."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} ..."):
+        yield
 
 
 @contextmanager

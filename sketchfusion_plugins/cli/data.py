@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sketchfusion_plugins.cli.common import errors_in_one_line
+from sketchfusion_plugins.cli.common import JsonOption, errors_in_one_line
 
 
 def openmoji_seg(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     size: Annotated[int, typer.Option(min=32, help="Side of the pictures in pixels.")] = 128,
+    as_json: JsonOption = False,
 ) -> None:
     """Write OpenMoji's line drawings with part masks (skin, hair, object, white, background).
 
-    A second run keeps what is there. Example: sketchfusion data openmoji-seg --out data/openmoji
+    A second run keeps what is there.
+
+    Example: sketchfusion data openmoji-seg --out data/openmoji
     """
     from sketchfusion_plugins.data.openmoji_parts import write_openmoji_parts
 
     with errors_in_one_line():
         write_openmoji_parts(out, size=size)
+    _print_counts(out, as_json)
 
 
 def spg(
     source: Annotated[Path, typer.Option("--from", help="Folder with SPG's files.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     size: Annotated[int, typer.Option(min=32, help="Side of the pictures in pixels.")] = 128,
+    as_json: JsonOption = False,
 ) -> None:
     """Rasterise SPG's vector sketches with their part labels.
 
-    A second run keeps what is there. Example: sketchfusion data spg --from spg --out data/spg
+    A second run keeps what is there.
+
+    Example: sketchfusion data spg --from spg --out data/spg
     """
     from sketchfusion_plugins.data.spg import write_spg
 
     with errors_in_one_line():
         write_spg(source, out, size=size)
+    _print_counts(out, as_json)
+
+
+def _print_counts(out: Path, as_json: bool) -> None:
+    counts = {
+        split: len(list((out / "images" / split).glob("*.png"))) for split in ("train", "val")
+    }
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), "pictures": counts}))
+    else:
+        typer.echo(f"{counts['train']} pictures to train on and {counts['val']} to judge in {out}.")

@@ -19,6 +19,7 @@ from sketchfusion_plugins.cli.common import (
     choose_device,
     errors_in_one_line,
 )
+from sketchfusion_plugins.cli.completion import complete_model, complete_task
 
 if TYPE_CHECKING:
     from sketchfusion_plugins.evaluation.report import Row
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 def evaluate(
     task: Annotated[
         str,
-        typer.Argument(help="recognition, retrieval, query_segmentation or correspondence."),
+        typer.Argument(
+            help="recognition, retrieval, query_segmentation or correspondence.",
+            autocompletion=complete_task,
+        ),
     ],
     data: Annotated[
         str, typer.Option(help="openmoji, or NAME:FOLDER such as psc6k:/data/psc6k.")
@@ -37,6 +41,7 @@ def evaluate(
         typer.Option(
             "--model",
             help="As of the other commands; may be given several times.",
+            autocompletion=complete_model,
         ),
     ] = None,
     ladder: Annotated[

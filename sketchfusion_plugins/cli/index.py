@@ -13,6 +13,7 @@ from sketchfusion_plugins.cli.common import (
     DeviceOption,
     DtypeOption,
     InputsArgument,
+    JsonLinesOption,
     JsonOption,
     ModelOption,
     SizeOption,
@@ -126,7 +127,7 @@ def search(
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     strict: StrictOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line per query.")] = False,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """Find the pictures of an index that are most similar to sketches.
 

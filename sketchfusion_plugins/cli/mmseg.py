@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sketchfusion_plugins.cli.common import errors_in_one_line
+from sketchfusion_plugins.cli.common import JsonOption, errors_in_one_line, working
+from sketchfusion_plugins.cli.completion import complete_config
 
 
-def config_path(name: Annotated[str, typer.Argument(help="Name of an mmseg config.")]) -> None:
+def config_path(
+    name: Annotated[
+        str, typer.Argument(help="Name of an mmseg config.", autocompletion=complete_config)
+    ],
+    as_json: JsonOption = False,
+) -> None:
     """Print where an mmseg config is installed.
 
     Example: sketchfusion config-path tiny_fpn_openmoji_128
@@ -18,12 +27,15 @@ def config_path(name: Annotated[str, typer.Argument(help="Name of an mmseg confi
     from sketchfusion_plugins import mmseg_scripts
 
     with errors_in_one_line():
-        typer.echo(str(mmseg_scripts.config_path(name)))
+        path = mmseg_scripts.config_path(name)
+    typer.echo(json.dumps({"name": name, "path": str(path)}) if as_json else str(path))
 
 
 def mm_train(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name or path of an mmseg config.")],
+    name: Annotated[
+        str, typer.Argument(help="Name or path of an mmseg config.", autocompletion=complete_config)
+    ],
 ) -> None:
     """Run MMSegmentation's own tools/train.py on a config; further arguments are passed on.
 
@@ -37,9 +49,15 @@ def mm_train(
 
 
 def mm_export(
-    name: Annotated[str, typer.Argument(help="Name or path of the config it was trained with.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Name or path of the config it was trained with.", autocompletion=complete_config
+        ),
+    ],
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.pth) of that training.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Merge a trained MMSegmentation checkpoint with its foundations, to run without the hub.
 
@@ -50,10 +68,15 @@ def mm_export(
     """
     from sketchfusion_plugins import mmseg_scripts
 
-    with errors_in_one_line():
+    # mmengine prints what it loads.
+    with errors_in_one_line(), working("merging"), redirect_stdout(sys.stderr):
         config = mmseg_scripts.find_config(name)
         from sketchfusion_plugins.mm.export import export_merged
 
         paths = export_merged(config, checkpoint, out)
-        for path in paths:
-            typer.echo(f"{path} ({path.stat().st_size / 1e6:,.1f} MB)")
+    if as_json:
+        files = {"config": str(paths[0]), "checkpoint": str(paths[1])}
+        typer.echo(json.dumps({**files, "bytes": paths[1].stat().st_size}))
+        return
+    for path in paths:
+        typer.echo(f"{path} ({path.stat().st_size / 1e6:,.1f} MB)")

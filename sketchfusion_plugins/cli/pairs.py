@@ -17,6 +17,7 @@ from sketchfusion_plugins.cli.common import (
     WeightsOption,
     choose_device,
     errors_in_one_line,
+    working,
 )
 
 SketchArgument = Annotated[Path, typer.Argument(help="Sketch, dark on white.")]
@@ -47,7 +48,7 @@ def match(
     Example: sketchfusion match sketch.png photo.jpg --model paper --points 120,80 --points 40,200
     """
     given = [_point(text) for text in points or []]
-    with errors_in_one_line():
+    with errors_in_one_line(), working("matching"):
         import numpy as np
         import torch
 
@@ -112,7 +113,7 @@ def segment(
 
     Example: sketchfusion segment sketch.png photo.jpg --model my-adapters --out mask.png
     """
-    with errors_in_one_line():
+    with errors_in_one_line(), working("segmenting"):
         import numpy as np
 
         from sketchfusion_plugins.images import open_image

@@ -9,36 +9,47 @@ from typing import Annotated
 
 import typer
 
-from sketchfusion_plugins.cli.common import WeightsOption, errors_in_one_line
+from sketchfusion_plugins.cli.common import (
+    DeviceOption,
+    JsonOption,
+    WeightsOption,
+    choose_device,
+    errors_in_one_line,
+    working,
+)
+from sketchfusion_plugins.cli.completion import complete_timm_name
 
 
 def quickstart(
     out: Annotated[Path, typer.Option(help="Folder for adapters, report and picture.")] = Path(
         "sketchfusion-quickstart"
     ),
-    model: Annotated[str, typer.Option(help="timm name of the model.")] = "sketchfusion_tiny",
+    model: Annotated[
+        str, typer.Option(help="timm name of the model.", autocompletion=complete_timm_name)
+    ] = "sketchfusion_tiny",
     weights: WeightsOption = "pretrained",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training drawings.")] = 6,
-    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
-    device: Annotated[str, typer.Option(help="Torch device.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
 ) -> None:
     """Train injection, aggregation and a classifier on real drawings, and judge them.
 
     Example: sketchfusion quickstart --epochs 6 --out my-first-run
     """
+    with errors_in_one_line():
+        from sketchfusion_plugins.quickstart import run_quickstart
+
+        place = choose_device(device)
+        report = run_quickstart(
+            out, model_name=model, weights=weights, epochs=epochs, seed=seed, device=place
+        )
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=1))
+        return
     from rich.console import Console
     from rich.table import Table
 
-    from sketchfusion_plugins.quickstart import run_quickstart
-
-    with errors_in_one_line():
-        report = run_quickstart(
-            out, model_name=model, weights=weights, epochs=epochs, seed=seed, device=device
-        )
-    if as_json:
-        typer.echo(json.dumps(asdict(report), indent=2))
-        return
     table = Table(
         title=(
             f"{report.model} ({report.foundations} foundations): {report.test_drawings} held-out "
@@ -62,11 +73,14 @@ def quickstart(
 
 
 def summary(
-    model: Annotated[str, typer.Argument(help="timm name, with or without a tag.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="timm name, with or without a tag.", autocompletion=complete_timm_name),
+    ],
     size: Annotated[
         int | None, typer.Option(min=32, help="Side of the image in pixels; default: the model's.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Table of a model's parts: parameters, trainable parameters and FLOPs of one image.
 
@@ -74,16 +88,16 @@ def summary(
 
     Example: sketchfusion summary sketchfusion_base --size 512
     """
+    with errors_in_one_line(), working("building the model"):
+        from sketchfusion_plugins.summary import summarise
+
+        rows = summarise(model, size)
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=1))
+        return
     from rich.console import Console
     from rich.table import Table
 
-    from sketchfusion_plugins.summary import summarise
-
-    with errors_in_one_line():
-        rows = summarise(model, size)
-    if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
-        return
     table = Table(title=f"{model}, one image")
     for name in ("part", "parameters", "trainable", "GFLOPs"):
         table.add_column(name, justify="left" if name == "part" else "right")

@@ -12,6 +12,7 @@ from sketchfusion_plugins.cli.common import (
     DeviceOption,
     DtypeOption,
     InputsArgument,
+    JsonLinesOption,
     ModelOption,
     SizeOption,
     StrictOption,
@@ -30,7 +31,7 @@ def recognise(
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     strict: StrictOption = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON line per picture.")] = False,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """Say which classes sketches are of, with a model trained for recognition.
 

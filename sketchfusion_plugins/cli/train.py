@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sketchfusion_plugins.cli.common import JsonOption, Weights, errors_in_one_line
+from sketchfusion_plugins.cli.completion import complete_model, complete_task
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -20,14 +21,20 @@ def train(
     task: Annotated[
         str,
         typer.Argument(
-            help="recognition, retrieval, query_segmentation or correspondence, or a config's path."
+            help="recognition, retrieval, query_segmentation or correspondence, or a path of "
+            "a config.",
+            autocompletion=complete_task,
         ),
     ],
     data: Annotated[
         str | None, typer.Option(help="openmoji, or NAME:FOLDER such as sketchy:/data/sketchy.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Preset or timm name, or a checkpoint to start from.")
+        str | None,
+        typer.Option(
+            help="Preset or timm name, or a checkpoint to start from.",
+            autocompletion=complete_model,
+        ),
     ] = None,
     weights: Annotated[
         Weights | None,
