@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from sketchfusion_plugins.cli import app
+from sketchfusion_plugins.cli import ASK, MMSEG, START, TRAIN, app
 from sketchfusion_plugins.data.sources import SOURCES
 
 
@@ -45,12 +46,17 @@ def test_all_commands_are_there() -> None:
     assert {(verb,) for verb in verbs} < set(COMMANDS)
     assert {("index", verb) for verb in ("build", "add", "search")} < set(COMMANDS)
     assert {("data", "spg"), ("config-path",), ("mm-train",), ("mm-export",)} < set(COMMANDS)
+    assert {("doctor",), ("models",)} < set(COMMANDS)
+
+
+def _example(trail: tuple[str, ...]) -> str:
+    (example,) = re.findall(r"^Example: sketchfusion (.+)", COMMANDS[trail].epilog)
+    return str(example)
 
 
 @pytest.mark.parametrize("trail", COMMANDS, ids=" ".join)
 def test_help_shows_an_example_that_parses(trail: tuple[str, ...]) -> None:
-    command = COMMANDS[trail]
-    (example,) = re.findall(r"Example: sketchfusion (.+)", command.help)
+    command, example = COMMANDS[trail], _example(trail)
     shown = CliRunner().invoke(app, [*trail, "--help"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
     assert f"Example: sketchfusion {example}" in " ".join(shown.stdout.split())
@@ -58,6 +64,166 @@ def test_help_shows_an_example_that_parses(trail: tuple[str, ...]) -> None:
     assert tuple(arguments[: len(trail)]) == trail
     context = command.make_context(trail[-1], arguments[len(trail) :])
     assert context.params
+
+
+@pytest.mark.parametrize("trail", COMMANDS, ids=" ".join)
+def test_help_says_what_every_option_is_and_loses_no_word(trail: tuple[str, ...]) -> None:
+    command = COMMANDS[trail]
+    assert command.help.split("\n")[0].endswith((".", ","))
+    shown = CliRunner().invoke(app, [*trail, "--help"], env={"COLUMNS": "400"}).stdout
+    # Words in brackets would be taken for markup.
+    words = " ".join(re.sub("[│╭╮╰╯─]", " ", shown).split())
+    assert " ".join(command.help.split()) in words
+    for parameter in command.params:
+        assert parameter.help, parameter.name
+        assert " ".join(parameter.help.split()) in words, parameter.name
+
+
+@pytest.mark.parametrize("width", ["40", "80"])
+def test_help_of_all_commands_stands_in_panels_that_fit(width: str) -> None:
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": width}).stdout
+    assert max(map(len, shown.splitlines())) <= int(width)
+    for panel in (START, ASK, TRAIN, MMSEG):
+        assert f"─ {panel} ─" in shown
+    assert "─ Commands ─" not in shown
+    words = " ".join(shown.split())
+    for code in ("0 done", "1 an error", "2 wrong usage", "3 done, but files were skipped"):
+        assert code in words
+
+
+# What runs another program and answers nothing itself.
+WITHOUT_ANSWER = {("mm-train",)}
+SHARED = {
+    "--model",
+    "--size",
+    "--batch-size",
+    "--device",
+    "--dtype",
+    "--weights",
+    "--strict",
+    "--json",
+    "--seed",
+    "--out",
+}
+
+
+def test_every_command_that_answers_has_json() -> None:
+    having = {
+        trail
+        for trail, command in COMMANDS.items()
+        if any("--json" in parameter.opts for parameter in command.params)
+    }
+    assert having == set(COMMANDS) - WITHOUT_ANSWER
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """What a flag takes: several or one, with a default or without, it is the same."""
+    if get_args(hint):
+        return set().union(*(_kinds(inner) for inner in get_args(hint)))
+    return {hint} - {type(None)}
+
+
+def test_a_flag_means_the_same_everywhere() -> None:
+    found: dict[str, list[set[Any]]] = {}
+    for command in COMMANDS.values():
+        hints = get_type_hints(command.callback)
+        for parameter in command.params:
+            for flag in SHARED & set(parameter.opts):
+                found.setdefault(flag, []).append(_kinds(hints[parameter.name]))
+            for flag in parameter.opts:
+                assert re.fullmatch(r"--[a-z]+(-[a-z]+)*|[a-z_]+", flag), flag
+    assert set(found) == SHARED
+    for flag, kinds in found.items():
+        assert all(kind == kinds[0] for kind in kinds), flag
+
+
+# Every command with something that is not there; what it says is one line, and nothing is printed.
+FAILING = {
+    ("quickstart",): ["--model", "nonsense"],
+    ("summary",): ["nonsense"],
+    ("recognise",): ["missing.png", "--model", "tiny"],
+    ("features",): ["missing.png", "--model", "tiny", "--out", "a.jsonl"],
+    ("index", "build"): ["missing.png", "--model", "tiny", "--out", "a.index"],
+    ("index", "add"): ["missing.png", "--index", "missing.index"],
+    ("index", "search"): ["missing.png", "--index", "missing.index"],
+    ("match",): ["missing.png", "missing.png", "--model", "tiny"],
+    ("segment",): ["missing.png", "missing.png", "--model", "tiny", "--out", "mask.png"],
+    ("train",): ["nonsense"],
+    ("evaluate",): ["recognition", "--model", "nonsense"],
+    ("data", "spg"): ["--from", "missing", "--out", "spg"],
+    ("data", "openmoji-seg"): ["--out", "a-file"],
+    ("config-path",): ["nonsense"],
+    ("mm-train",): ["nonsense"],
+    ("mm-export",): ["nonsense", "missing.pth", "merged"],
+}
+NEVER_FAILING = {("doctor",), ("models",)}
+
+
+def test_failures_are_known_of_all_commands() -> None:
+    assert set(FAILING) | NEVER_FAILING == set(COMMANDS)
+
+
+@pytest.mark.parametrize("trail", FAILING, ids=" ".join)
+def test_an_error_is_one_line_and_status_1(
+    trail: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").touch()
+    as_json = [] if trail in WITHOUT_ANSWER else ["--json"]
+    result = CliRunner().invoke(app, [*trail, *FAILING[trail], *as_json])
+    assert (result.exit_code, result.stdout) == (1, "")
+    lines = result.stderr.splitlines()
+    if trail == ("train",):
+        # What mmengine's packages say of themselves when they are imported.
+        lines = [line for line in lines if line != "Could not import OneDL"]
+    assert len(lines) == 1 and lines[0].startswith("Error: ")
+
+
+def test_doctor_and_models_answer_in_json_and_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch is examined in tests/test_doctor.py.
+    monkeypatch.setattr("sketchfusion_plugins.doctor.examine_torch", lambda: iter(()))
+    runner = CliRunner()
+    examined = runner.invoke(app, ["doctor", "--json"])
+    report = json.loads(examined.stdout)
+    assert examined.exit_code == (0 if report["healthy"] else 1)
+    names = {line["name"] for line in report["findings"]}
+    assert {"python", "torch", "numpy", "sketchfusion/tiny"} <= names
+    words = runner.invoke(app, ["doctor"]).stdout
+    for line in report["findings"]:
+        assert f"{line['state']:8}{line['name']}: {line['found']}" in words
+
+    listed = json.loads(runner.invoke(app, ["models", "--json"]).stdout)
+    (tiny,) = [row for row in listed if row["preset"] == "tiny"]
+    assert tiny["size"] == 128 and tiny["parameters"] == 12_134_759
+    assert {part["state"] for part in tiny["weights"]} == {"bundled"}
+    shown = runner.invoke(app, ["models"], env={"COLUMNS": "120"}).stdout
+    for row in listed:
+        assert row["preset"] in shown and f"{row['parameters'] / 1e6:,.1f} M" in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("sketchfusion mo", ["models"]),
+        ("sketchfusion index s", ["search"]),
+        (
+            "sketchfusion summary sketchfusion_t",
+            ["sketchfusion_tiny", "sketchfusion_tiny.open_pictures"],
+        ),
+        ("sketchfusion match a.png b.png --model sd:t", ["sd:tiny"]),
+        ("sketchfusion train re", ["recognition", "retrieval"]),
+        ("sketchfusion config-path tiny_linear_s", ["tiny_linear_spg_128"]),
+    ],
+)
+def test_the_shell_completes(line: str, offered: list[str]) -> None:
+    words = line.split()
+    environment = {
+        "_SKETCHFUSION_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    shown = CliRunner().invoke(app, [], prog_name="sketchfusion", env=environment)
+    assert shown.stdout.split() == offered
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
@@ -98,14 +264,13 @@ def test_unknown_device_is_one_line(arguments: list[str]) -> None:
 
 def test_reading_the_command_line_loads_nothing_of_what_it_calls() -> None:
     code = (
-        "import sys, sketchfusion_plugins\n"
-        "before = set(sys.modules)\n"
-        "import sketchfusion_plugins.cli\n"
-        "new = set(sys.modules) - before\n"
-        "ours = {n for n in new if n.startswith('sketchfusion_plugins')}\n"
+        "import sys, sketchfusion_plugins.cli\n"
+        "new = set(sys.modules)\n"
+        "ours = {n for n in new if n.startswith('sketchfusion_plugins.')}\n"
+        "ours -= {'sketchfusion_plugins.import_hooks'}\n"
         "print(sorted(n for n in ours if not n.startswith('sketchfusion_plugins.cli')))\n"
-        "heavy = {'diffusers', 'transformers', 'mmengine', 'faiss', 'sklearn', 'matplotlib'}\n"
-        "print(sorted(heavy & new))\n"
+        "heavy = {'torch', 'timm', 'diffusers', 'transformers', 'mmengine', 'faiss', 'sklearn'}\n"
+        "print(sorted((heavy | {'numpy', 'PIL', 'matplotlib', 'huggingface_hub'}) & new))\n"
     )
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
