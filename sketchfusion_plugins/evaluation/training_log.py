@@ -1,0 +1,73 @@
+"""Curves of training runs, from the logs that trainers write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Curve = tuple[NDArray[np.int64], NDArray[np.float64]]
+
+SCALARS = "*/vis_data/scalars.json"
+# What says when and how fast, not how well.
+CLOCKS = frozenset({"step", "iter", "epoch", "time", "data_time", "seconds", "memory", "base_lr"})
+
+
+def read_training_log(path: str | Path) -> dict[str, Curve]:
+    """Everything that a run has logged, by name.
+
+    Args:
+        path: A work folder of ``sketchfusion train``, ``sketchfusion mm-train`` or any mmengine
+            Runner, whose starts are joined; or a file of JSON lines with a "step" in each, such as
+            those that ``examples/pretrain_tiny`` writes.
+
+    Returns:
+        Steps, increasing, and values of every measure. A step that was logged again, as after a
+        resume, has the later value. Clocks are left out.
+
+    Raises:
+        FileNotFoundError: There is no log.
+        ValueError: A file has a line that is no JSON object with a "step", a last one apart, which
+            a killed run may leave half written.
+    """
+    path = Path(path).expanduser()
+    # mmengine names a start's folder after its time, so that they sort.
+    files = sorted(path.glob(SCALARS)) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise FileNotFoundError(
+            f"{path} holds no training log; expected a file of JSON lines, or a work folder with "
+            f"{SCALARS}."
+        )
+    found: dict[str, dict[int, float]] = {}
+    for file in files:
+        for entry in _entries(file):
+            for name, value in entry.items():
+                if name not in CLOCKS and isinstance(value, int | float):
+                    found.setdefault(name, {})[int(entry["step"])] = float(value)
+    return {name: _curve(values) for name, values in found.items()}
+
+
+def _entries(file: Path) -> list[dict[str, float]]:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    entries: list[dict[str, float]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry, dict) or not isinstance(entry.get("step"), int | float):
+                raise ValueError("no object with a step")
+        except ValueError as error:
+            if entries and number == len(lines):
+                break
+            raise ValueError(
+                f'{file}, line {number}: expected a JSON object with a number "step", got '
+                f"{line[:60]!r}."
+            ) from error
+        entries.append(entry)
+    return entries
+
+
+def _curve(values: dict[int, float]) -> Curve:
+    steps = sorted(values)
+    return np.array(steps), np.array([values[step] for step in steps])
