@@ -9,10 +9,13 @@ constant has ``r = 0``, the fastest wave along one axis ``r = 1`` and along both
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 NYQUIST = 0.5
+QUARTER = 0.25
 
 
 def radial_frequency(
@@ -135,20 +138,23 @@ class BandGains(nn.Module):
 
 
 def radial_log_amplitude(maps: Tensor, bands: int = 8) -> Tensor:
-    """Log amplitude of every band relative to the first.
+    """Log amplitude of every band relative to the constant.
 
-    ``log mean |F| over the band - log mean |F| over band 0``, the means taken over a map's channels
-    and the band's coefficients without the constant. It falls steeply where low frequencies
-    prevail. After the relative log amplitudes of Park and Kim, "How Do Vision Transformers Work?"
-    (ICLR 2022, figure 2), who read them along the diagonal; here all directions count.
+    ``log mean |F| over the band - log mean |F(0)|``, the means taken over a map's channels and the
+    band's coefficients, of which the constant is none. It falls steeply where low frequencies
+    prevail. These are the relative log amplitudes of Park and Kim, "How Do Vision Transformers
+    Work?" (ICLR 2022, figure 2), which SketchFusion's pilot study draws for Stable Diffusion and
+    CLIP; they read them along half a diagonal and average logarithms, here all directions count
+    and amplitudes are averaged, which no single small coefficient can dominate.
 
     Args:
         maps: ``[B, C, H, W]``.
         bands: Number of bands over ``r`` in 0..1; what lies beyond belongs to the last.
 
     Returns:
-        ``[B, bands]``, natural logarithms, the first 0. NaN for a band in which the map is too
-        small to have a frequency, and where band 0 has none.
+        ``[B, bands]``, natural logarithms. NaN for a band in which the map is too small to have a
+        frequency, and for all of a map that is zero; infinite where the constant alone is zero,
+        or the band.
 
     Raises:
         ValueError: ``bands`` is below 1.
@@ -157,33 +163,80 @@ def radial_log_amplitude(maps: Tensor, bands: int = 8) -> Tensor:
     amplitude = spectrum.abs().mean(1)
     index = band_index(radius, bands)
     means = torch.stack([amplitude[:, index == band].mean(1) for band in range(bands)], 1)
-    logs = means.clamp_min(torch.finfo(means.dtype).tiny).log()
-    return logs - logs[:, :1]
+    constant = _at_least_float32(maps).sum((-2, -1)).abs().mean(1)
+    return means.log() - constant.log()[:, None]
 
 
-def low_frequency_share(maps: Tensor, cutoff: float = 0.25) -> Tensor:
+def radial_energy_shares(maps: Tensor, bands: int = 8) -> Tensor:
+    """Share of every band in a map's power, its constant left out.
+
+    ``sum |F|^2 over the band / sum |F|^2 over 0 < r``, the sums taken over channels too. By
+    Parseval's theorem the denominator is proportional to the variance over cells. White noise has
+    the share of coefficients that lie in the band.
+
+    Args:
+        maps: ``[B, C, H, W]``.
+        bands: Number of bands over ``r`` in 0..1; what lies beyond belongs to the last.
+
+    Returns:
+        ``[B, bands]`` in 0..1, summing to one; NaN for constant maps.
+
+    Raises:
+        ValueError: ``bands`` is below 1.
+    """
+    radius, spectrum = _without_constant(maps)
+    power = spectrum.abs().square().sum(1)
+    index = band_index(radius, bands)
+    sums = torch.stack([power[:, index == band].sum(1) for band in range(bands)], 1)
+    return sums / power.sum(1, keepdim=True)
+
+
+def low_frequency_share(maps: Tensor, cutoff: float = QUARTER) -> Tensor:
     """Share of a map's power at low frequencies, its constant left out.
 
-    ``sum |F|^2 over 0 < r <= cutoff / sum |F|^2 over 0 < r``. By Parseval's theorem the denominator
-    is proportional to the variance over cells, so this is the share of variance that slow waves
-    explain.
+    ``sum |F|^2 over 0 < r <= cutoff / sum |F|^2 over 0 < r``: the share of variance over cells that
+    slow waves explain. The edge counts as low: the slowest waves of a map of 8 x 8 cells lie on a
+    quarter of Nyquist.
 
     Args:
         maps: ``[B, C, H, W]``.
         cutoff: Highest radial frequency that counts as low.
 
     Returns:
-        ``[B]`` in 0..1; NaN for constant maps.
+        ``[B]`` in 0..1; NaN for constant maps, and where a map is too small to have so low a
+        frequency.
 
     Raises:
         ValueError: ``cutoff`` is not positive.
     """
+    radius, spectrum = _without_constant(maps)
+    low = _is_low(radius, cutoff)
+    power = spectrum.abs().square().sum(1)
+    if not low.any():
+        return power.new_full((len(power),), torch.nan)
+    return power[:, low].sum(1) / power.sum(1)
+
+
+def white_noise_share(height: int, width: int, cutoff: float = QUARTER) -> float:
+    """`low_frequency_share` that white noise has on average: the share of coefficients.
+
+    It tells how far a share of another map is from no preference at all, which depends on the grid;
+    about ``pi * cutoff^2 / 4`` on large ones.
+
+    Returns:
+        0..1; NaN where a map is too small to have so low a frequency.
+
+    Raises:
+        ValueError: ``cutoff`` is not positive.
+    """
+    low = _is_low(radial_frequency(height, width).flatten()[1:], cutoff)
+    return float(low.double().mean()) if low.any() else math.nan
+
+
+def _is_low(radius: Tensor, cutoff: float) -> Tensor:
     if not cutoff > 0:
         raise ValueError(f"cutoff must be positive, got {cutoff}. It is a radius; 1 is Nyquist's.")
-    radius, spectrum = _without_constant(maps)
-    power = spectrum.abs().square().sum(1)
-    low = power[:, radius <= cutoff + 1e-4].sum(1)
-    return low / power.sum(1)
+    return radius <= cutoff + 1e-4
 
 
 def _without_constant(maps: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,9 +12,11 @@ from sketchfusion_plugins.frequency import (
     BandGains,
     band_index,
     low_frequency_share,
+    radial_energy_shares,
     radial_frequency,
     radial_log_amplitude,
     split_bands,
+    white_noise_share,
 )
 
 
@@ -111,34 +113,98 @@ def test_autocast_does_not_lower_precision() -> None:
 
 def test_log_amplitude_of_known_waves() -> None:
     # 32 x 32 cells, 2 bands: coefficients are counted here one by one, by their integer periods.
-    maps = 8 * wave(32, 32, 2, 0) + wave(32, 32, 0, 12)
+    maps = 8 * wave(32, 32, 2, 0) + wave(32, 32, 0, 12) + 5
     counts = [0, 0]
     for row in range(-16, 16):
         for column in range(-16, 16):
             if (row, column) != (0, 0):
                 counts[int(math.hypot(row, column) >= 8)] += 1
-    expected = math.log((1 / counts[1]) / (8 / counts[0]))
-    result = radial_log_amplitude(maps + 1000, 2)
-    torch.testing.assert_close(result, torch.tensor([[0.0, expected]]).double(), atol=1e-6, rtol=0)
+    # A cosine's amplitude is shared by two coefficients, the constant has its own alone.
+    expected = [math.log(8 / counts[0] / 5), math.log(1 / counts[1] / 5)]
+    result = radial_log_amplitude(maps, 2)
+    torch.testing.assert_close(result, torch.tensor([expected]).double(), atol=1e-6, rtol=0)
+    assert torch.allclose(radial_log_amplitude(1000 * maps, 2), result)
 
 
-def test_log_amplitude_of_white_noise_is_flat_and_of_blurred_noise_falls() -> None:
-    white = noise(2, 16, 48, 40)
-    assert radial_log_amplitude(white).abs().max() < 0.1
-    blurred = torch.nn.functional.avg_pool2d(white, 3, 1)
-    assert (radial_log_amplitude(blurred)[:, 5] < -1).all()
+def test_log_amplitude_of_white_noise_is_that_of_theory() -> None:
+    # Odd sides have no real coefficient beside the constant.
+    maps = noise(1, 40000, 11, 13)
+    # A coefficient's modulus follows Rayleigh's distribution, the constant's the half-normal one:
+    # sqrt(pi) / 2 against sqrt(2 / pi) of the same deviation.
+    ratio = math.sqrt(math.pi) / 2 / math.sqrt(2 / math.pi)
+    torch.testing.assert_close(
+        radial_log_amplitude(maps, 4).exp(), torch.full((1, 4), ratio), rtol=0.01, atol=0
+    )
 
 
-def test_log_amplitude_where_a_map_is_too_small() -> None:
+def test_log_amplitude_of_blurred_noise_falls() -> None:
+    blurred = torch.nn.functional.avg_pool2d(noise(2, 16, 48, 40), 3, 1)
+    logs = radial_log_amplitude(blurred)
+    assert (logs[:, 5] < logs[:, 0] - 1).all()
+
+
+def test_log_amplitude_where_it_is_not_defined() -> None:
+    # Frequencies of 4 x 4 cells are 0, 0.5, 1 and their combinations: nothing below a half.
     result = radial_log_amplitude(noise(1, 1, 4, 4), 4)
-    # Its frequencies are 0, 0.5, 1 and their combinations: nothing below a quarter.
-    assert result.isnan().all()
+    assert result.isnan().tolist() == [[True, True, False, False]]
+    assert (radial_log_amplitude(torch.ones(1, 1, 8, 8), 4)[:, 1:] == -math.inf).all()
+    assert radial_log_amplitude(torch.zeros(1, 1, 8, 8), 4).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("periods", "band"), [((0, 1), 0), ((3, 0), 1), ((6, 6), 4), ((0, 15), 7), ((16, 16), 7)]
+)
+def test_energy_of_a_wave_lies_in_its_band(periods: tuple[int, int], band: int) -> None:
+    maps = wave(32, 32, *periods) + 3
+    expected = torch.zeros(1, 8).double()
+    expected[0, band] = 1
+    torch.testing.assert_close(radial_energy_shares(maps, 8), expected, atol=1e-12, rtol=0)
+
+
+def test_energy_of_waves_is_shared_by_their_squares() -> None:
+    maps = torch.cat([3 * wave(20, 32, 1, 0), 4 * wave(20, 32, 0, 12)], 1)
+    expected = torch.tensor([[9 / 25, 0, 0, 16 / 25]], dtype=torch.float64)
+    torch.testing.assert_close(radial_energy_shares(maps, 4), expected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(5, 4), (9, 13), (16, 16), (1, 7)])
+def test_energy_shares_sum_to_one(size: tuple[int, int]) -> None:
+    shares = radial_energy_shares(noise(3, 5, *size).double(), 8)
+    torch.testing.assert_close(shares.sum(1), torch.ones(3).double())
+    assert (shares >= 0).all()
+    assert radial_energy_shares(torch.ones(1, 1, 8, 8)).isnan().all()
+
+
+def test_energy_of_white_noise_is_shared_by_area() -> None:
+    size = 256
+    shares = radial_energy_shares(noise(6, 8, size, size), 4).mean(0)
+    # Rings in the square of all frequencies, whose side is 2; the last one has the corners too.
+    rings = [math.pi * ((k + 1) ** 2 - k**2) / 16 / 4 for k in range(3)]
+    expected = torch.tensor([*rings, 1 - sum(rings)])
+    torch.testing.assert_close(shares, expected, rtol=0.01, atol=0)
 
 
 def test_low_frequency_share_of_known_waves() -> None:
     maps = torch.cat([3 * wave(32, 32, 1, 3) + wave(32, 32, 9, 1), wave(32, 32, 4, 0)])
     torch.testing.assert_close(low_frequency_share(maps + 50), torch.tensor([0.9, 1.0]).double())
     assert low_frequency_share(torch.ones(1, 2, 8, 8)).isnan().all()
+
+
+def test_low_frequency_share_of_white_noise() -> None:
+    share = low_frequency_share(noise(6, 8, 256, 256)).mean()
+    assert share == pytest.approx(math.pi * 0.25**2 / 4, rel=0.01)
+    assert white_noise_share(256, 256) == pytest.approx(math.pi * 0.25**2 / 4, rel=0.01)
+    small = low_frequency_share(noise(2, 8000, 16, 16)).mean()
+    # Waves of up to two periods: 4 of one along an axis, 4 of two, 4 along diagonals.
+    assert white_noise_share(16, 16) == 12 / 255
+    assert small == pytest.approx(12 / 255, rel=0.01)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (7, 7), (1, 1)])
+def test_low_frequency_share_where_a_map_is_too_small(size: tuple[int, int]) -> None:
+    assert low_frequency_share(noise(2, 3, *size)).isnan().all()
+    assert math.isnan(white_noise_share(*size))
+    assert not low_frequency_share(noise(2, 3, 8, 8)).isnan().any()
 
 
 def test_low_frequency_share_is_parsevals() -> None:
@@ -158,3 +224,7 @@ def test_refusals() -> None:
         BandGains(4)(torch.zeros(1, 3, 8, 8))
     with pytest.raises(ValueError, match="cutoff must be positive"):
         low_frequency_share(torch.zeros(1, 1, 4, 4), 0)
+    with pytest.raises(ValueError, match="cutoff must be positive, got nan"):
+        white_noise_share(4, 4, math.nan)
+    with pytest.raises(ValueError, match="bands must be at least 1, got 0"):
+        radial_energy_shares(torch.zeros(1, 1, 4, 4), 0)
