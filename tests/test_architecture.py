@@ -26,10 +26,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("denoiser", "import_hooks"),
     ("diffusion",),
     ("encoder",),
-    ("features", "cache", "timm_adapters", "catalogue"),
+    ("features", "maps", "cache", "timm_adapters", "catalogue"),
     ("tasks",),
     ("evaluation", "inference"),
-    ("quickstart", "demo", "mm", "doctor"),
+    ("quickstart", "demo", "mm", "doctor", "spectra"),
     ("cli",),
     ("__main__",),
 )

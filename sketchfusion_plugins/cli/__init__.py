@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sketchfusion_plugins.cli.analyse import analyse
 from sketchfusion_plugins.cli.data import openmoji_seg, spg
 from sketchfusion_plugins.cli.evaluate import evaluate
 from sketchfusion_plugins.cli.features import features
@@ -76,6 +77,7 @@ _add(app, summary, START)
 _add(app, doctor, START)
 _add(app, recognise, ASK)
 _add(app, features, ASK)
+_add(app, analyse, ASK)
 app.add_typer(_index, name="index", no_args_is_help=True, rich_help_panel=ASK)
 _add(_index, build)
 _add(_index, add)
