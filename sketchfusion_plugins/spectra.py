@@ -1,6 +1,6 @@
 """SketchFusion's pilot study over folders of pictures: at which frequencies do features live?
 
-The paper (section 4) finds that Stable Diffusion's features favour high and CLIP's low frequencies.
+The paper finds that Stable Diffusion's features favour high and CLIP's low frequencies.
 Measures are those of `sketchfusion_plugins.frequency`: log amplitudes relative to the constant,
 after Park and Kim, "How Do Vision Transformers Work?" (ICLR 2022), and the share of energy below a
 quarter of Nyquist's frequency. Every map is measured at its own grid, so its Nyquist frequency is

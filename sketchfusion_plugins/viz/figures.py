@@ -29,7 +29,7 @@ LEGEND_INCHES = 0.4
 # Okabe and Ito, "Color Universal Design" (2008), without black: told apart by all kinds of sight.
 BLUE, VERMILION, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW = "#E69F00", "#56B4E9", "#F0E442"
-PALETTE = (ORANGE, SKY, GREEN, VERMILION, BLUE, PINK, YELLOW)
+PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, YELLOW)
 # Right and wrong differ in line style too, for print without colour.
 RIGHT: dict[str, Any] = {"color": BLUE, "linestyle": "solid"}
 WRONG: dict[str, Any] = {"color": VERMILION, "linestyle": (0, (3, 2))}
