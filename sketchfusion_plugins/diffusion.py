@@ -88,13 +88,18 @@ class Diffusion(nn.Module):
             self.latent_stride,
         )
 
-    def encode(self, image: Tensor, seed: int, generator: torch.Generator | None = None) -> Tensor:
+    def encode(
+        self,
+        image: Tensor,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Clean latents of an image.
 
         Args:
             image: ``[B, 3, H, W]`` in -1..1, sides divisible by the latent stride.
-            seed: Seed of the posterior's sample, if one is configured.
-            generator: Generator that replaces the seed.
+            seed: Seed of the posterior's sample, if one is configured; None for the configured one.
+            generator: Generator that replaces the seed; a sample advances it.
 
         Returns:
             Scaled latents ``[B, C, H / 8, W / 8]``, float32.
@@ -106,6 +111,7 @@ class Diffusion(nn.Module):
             latents = output.latent_dist.mode().float()
         else:
             posterior = output.latent_dist
+            seed = self.config.seed if seed is None else seed
             noise = draw_noise(posterior.mean, 1, seed + POSTERIOR_SEED_OFFSET, generator)
             latents = posterior.mean.float() + posterior.std.float() * noise
         return (latents - self.shift_factor) * self.scaling_factor
@@ -130,11 +136,22 @@ class Diffusion(nn.Module):
         Returns:
             Output of every tap by name, ``[B, C, h, w]``, in the foundations' precision.
         """
-        seed = self.config.seed if seed is None else seed
         latents = self.encode(image, seed, generator)
+        return self.denoise(latents, inject, inject_skips, seed, generator)
+
+    def denoise(
+        self,
+        latents: Tensor,
+        inject: Inject | None = None,
+        inject_skips: bool = True,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """`forward` from the clean latents ``[B, C, H / 8, W / 8]`` of `encode` on."""
         if self.config.noise_free:
             outputs: dict[str, Tensor] = self.denoiser(latents, inject, inject_skips)
             return outputs
+        seed = self.config.seed if seed is None else seed
         draws = self.config.ensemble
         noise = draw_noise(latents, draws, seed, generator) * self.noise_scale
         signal = latents * self.signal_scale

@@ -1,6 +1,7 @@
 """The fused encoder: image in, levels or an aggregated map out.
 
-    image -> VAE latents + seeded noise -> UNet blocks, each followed by injected CLIP tokens
+    image -> VAE latents, CLIP tokens
+          -> latents + seeded noise -> UNet blocks, each followed by injected tokens
           -> levels (strides 8, 16, 32) -> adaptive aggregation -> one map, or a pyramid
 
 Only injection and aggregation train. The foundations are frozen, which is not the same as running
@@ -22,6 +23,21 @@ from sketchfusion_plugins.images import check_image, pad_to_multiple, to_rgb
 from sketchfusion_plugins.injection import ClipInjector
 from sketchfusion_plugins.semantic import SemanticBranch, load_semantic, resize_for_tokens
 from sketchfusion_plugins.summary import ParameterCount, count_parameters
+
+
+class FoundationOutputs(NamedTuple):
+    """What frozen foundations make of an image batch before anything that trains is involved.
+
+    Attributes:
+        latents: Clean, scaled latents of the VAE, ``[B, C, h, w]``.
+        tokens: Tokens of the semantic branch, ``[B, channels, rows, columns]``; None where none are
+            injected.
+        image_size: Height and width of the images in pixels.
+    """
+
+    latents: Tensor
+    tokens: Tensor | None
+    image_size: tuple[int, int]
 
 
 class FeatureLevels(NamedTuple):
@@ -125,7 +141,7 @@ class SketchFusionEncoder(nn.Module):
 
     def forward(
         self,
-        image: Tensor,
+        image: Tensor | FoundationOutputs,
         *,
         seed: int | None = None,
         generator: torch.Generator | None = None,
@@ -133,7 +149,8 @@ class SketchFusionEncoder(nn.Module):
         """Aggregated map, or one per stride of a pyramid.
 
         Args:
-            image: ``[B, in_channels, H, W]`` in -1..1, sides of at least 32 px.
+            image: ``[B, in_channels, H, W]`` in -1..1, sides of at least 32 px; or what `encode`
+                made of it.
             seed: Seed of this call's noise; None for the configured one.
             generator: Generator that replaces the seed; it is advanced.
 
@@ -144,6 +161,8 @@ class SketchFusionEncoder(nn.Module):
             TypeError, ValueError: See `sketchfusion_plugins.images.check_image`.
         """
         levels = self.forward_levels(image, seed=seed, generator=generator)
+        if isinstance(image, FoundationOutputs):
+            return self.aggregate(levels, image.image_size)
         return self.aggregate(levels, (image.shape[-2], image.shape[-1]))
 
     def aggregate(
@@ -168,9 +187,38 @@ class SketchFusionEncoder(nn.Module):
         assert isinstance(stride, int)
         return _crop(self.aggregator(levels.maps, cells(padded, stride)), cells(image_size, stride))
 
-    def forward_levels(
+    def encode(
         self,
         image: Tensor,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        fuse: bool = True,
+    ) -> FoundationOutputs:
+        """What the foundations make of images before the first injection, to be kept and reused.
+
+        It goes where an image goes, with the same result: ``encoder(encoder.encode(image))``.
+
+        Args:
+            image: ``[B, in_channels, H, W]`` in -1..1, sides of at least 32 px.
+            seed: Seed of the posterior's sample, if one is configured; None for the configured one.
+            generator: Generator that replaces the seed; a sample advances it.
+            fuse: Make the tokens too, where any are injected.
+
+        Raises:
+            TypeError, ValueError: See `sketchfusion_plugins.images.check_image`.
+        """
+        check_image(image, self.config.in_channels)
+        pixels = pad_to_multiple(to_rgb(image), self.diffusion.latent_stride)
+        tokens = None
+        if fuse and len(self.injector.projections):
+            tokens = self.semantic(resize_for_tokens(pixels, self.semantic))
+        latents = self.diffusion.encode(pixels, seed, generator)
+        return FoundationOutputs(latents, tokens, (image.shape[-2], image.shape[-1]))
+
+    def forward_levels(
+        self,
+        image: Tensor | FoundationOutputs,
         *,
         seed: int | None = None,
         generator: torch.Generator | None = None,
@@ -179,23 +227,35 @@ class SketchFusionEncoder(nn.Module):
         """Levels before aggregation, fine to coarse.
 
         Args:
-            image: ``[B, in_channels, H, W]`` in -1..1, sides of at least 32 px.
+            image: ``[B, in_channels, H, W]`` in -1..1, sides of at least 32 px; or what `encode`
+                made of it.
             seed: Seed of this call's noise; None for the configured one.
             generator: Generator that replaces the seed; it is advanced.
             fuse: Inject tokens; False gives Stable Diffusion's own levels.
+
+        Raises:
+            TypeError, ValueError: See `encode`; or its outputs are those of another encoder.
         """
-        check_image(image, self.config.in_channels)
-        pixels = pad_to_multiple(to_rgb(image), self.diffusion.latent_stride)
-        inject = None
-        if fuse and len(self.injector.projections):
-            tokens = self.semantic(resize_for_tokens(pixels, self.semantic))
+        fuse = fuse and len(self.injector.projections) > 0
+        if isinstance(image, FoundationOutputs):
+            self._check_outputs(image, fuse)
+            encoded = image
+        else:
+            encoded = self.encode(image, seed=seed, generator=generator, fuse=fuse)
+        inject, tokens = None, encoded.tokens
+        if fuse:
+            assert tokens is not None
 
             def inject(name: str, hidden: Tensor) -> Tensor:
                 result: Tensor = self.injector(name, hidden, tokens)
                 return result
 
-        outputs = self.diffusion(
-            pixels, inject, self.config.injection.inject_skips, seed=seed, generator=generator
+        outputs = self.diffusion.denoise(
+            encoded.latents,
+            inject,
+            self.config.injection.inject_skips,
+            seed=seed,
+            generator=generator,
         )
         blocks = self.level_blocks
         return FeatureLevels(
@@ -309,6 +369,30 @@ class SketchFusionEncoder(nn.Module):
         from sketchfusion_plugins.checkpoint import push_adapters
 
         return push_adapters(self, repo_id, **options)
+
+    def _check_outputs(self, encoded: FoundationOutputs, fuse: bool) -> None:
+        """Refuse what another encoder made."""
+        latents, tokens, image_size = encoded
+        channels = self.diffusion.denoiser.unet.config["in_channels"]
+        rows, columns = cells(image_size, self.diffusion.latent_stride)
+        expected = (latents.shape[0], channels, rows, columns)
+        if latents.shape != expected:
+            raise ValueError(
+                f"expected latents {list(expected)} of images of {image_size[0]} x {image_size[1]} "
+                f"px, got {list(latents.shape)}. Are they of another encoder?"
+            )
+        if not fuse:
+            return
+        if tokens is None:
+            raise ValueError(
+                "these foundation outputs hold no tokens to inject. Make them with encode(image), "
+                "or ask for forward_levels(..., fuse=False)."
+            )
+        if tokens.shape[:2] != (len(latents), self.semantic.channels):
+            raise ValueError(
+                f"expected tokens [{len(latents)}, {self.semantic.channels}, rows, columns], got "
+                f"{list(tokens.shape)}. Are they of another encoder?"
+            )
 
     def _aggregator_parameters(self) -> tuple[nn.Parameter, ...]:
         return () if self.aggregator is None else tuple(self.aggregator.parameters())
