@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,13 +80,20 @@ def adapter_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def fingerprint(encoder: SketchFusionEncoder) -> str:
-    """Short hash that tells foundations apart, the same for every precision they are held in.
+    """Short hash that tells foundations apart, the same for every precision they are held in."""
+    return fingerprint_modules(
+        {name: getattr(encoder, name) for name in encoder.foundation_names()}
+    )
+
+
+def fingerprint_modules(modules: Mapping[str, nn.Module]) -> str:
+    """Short hash of modules' weights, the same for every precision they are held in.
 
     It reads a few evenly spaced values of every tensor, rounded to bfloat16.
     """
     digest = hashlib.sha256()
-    for name in encoder.foundation_names():
-        for key, tensor in sorted(getattr(encoder, name).state_dict().items()):
+    for name, module in modules.items():
+        for key, tensor in sorted(module.state_dict().items()):
             flat = tensor.detach().flatten()
             count = min(SAMPLES_PER_TENSOR, flat.numel())
             index = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()

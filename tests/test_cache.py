@@ -1,0 +1,773 @@
+"""The feature cache: the store against damage, kills and company; the encoder against itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sketchfusion_plugins.cache import CachedEncoder, FeatureStore, use_cache
+from sketchfusion_plugins.cache import store as store_module
+from sketchfusion_plugins.cache.encoder import record_keys
+from sketchfusion_plugins.encoder import FoundationOutputs, SketchFusionEncoder
+
+KEY = "0123456789abcdef" * 4
+MEBIBYTE = 2**20
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _key(number: int) -> str:
+    return f"{number:064x}"
+
+
+def _file(store: FeatureStore, key: str) -> Path:
+    return store.folder / key[:2] / f"{key[2:]}.safetensors"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore(tmp_path / "cache")
+
+
+# --- the store ---------------------------------------------------------------------------------
+
+
+def test_values_come_back_bit_for_bit(store: FeatureStore) -> None:
+    odd = torch.tensor([0.1, -0.0, float("nan"), float("-inf"), 1e-45])
+    tensors = {
+        "single": odd,
+        "half": odd.bfloat16().reshape(1, 5, 1),
+        "transposed": torch.arange(6.0, dtype=torch.float64).reshape(2, 3).T,
+        "slice": torch.arange(12).reshape(3, 4)[1],
+        "scalar": torch.tensor(7, dtype=torch.int16),
+        "empty": torch.empty(0, 3),
+    }
+    assert store.get(KEY) is None
+    store.put(KEY, tensors)
+    # Another object, as another process has one.
+    found = FeatureStore(store.folder).get(KEY)
+    assert found is not None
+    assert set(found) == set(tensors)
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert found[name].shape == tensor.shape
+        wide = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+        bits = wide[tensor.element_size()]
+        assert torch.equal(found[name].view(bits), tensor.contiguous().view(bits))
+    assert (store.hits, store.misses) == (0, 1)
+    assert len(store) == 1
+    assert store.size() == _file(store, KEY).stat().st_size
+
+
+@pytest.mark.parametrize("key", ["", "a" * 63, "../" + "a" * 61, "A" * 64, "a" * 64 + "\n"])
+def test_what_is_no_key_is_refused(key: str, store: FeatureStore) -> None:
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
+        store.get(key)
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
+        store.put(key, {"a": torch.ones(1)})
+
+
+def test_limit_that_holds_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 1048576 bytes, got 20"):
+        FeatureStore(tmp_path, 20)
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "cut": lambda data: data[:-1],
+    "half": lambda data: data[: len(data) // 2],
+    "longer": lambda data: data + b"x",
+    "value": lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:],
+    "zeros": lambda data: bytes(len(data)),
+    "dtype": lambda data: data.replace(b'"F32"', b'"I32"'),
+    "shape": lambda data: data.replace(b"[2,8]", b"[8,2]"),
+    "name": lambda data: data.replace(b'"tokens"', b'"tokenS"'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_a_miss_that_is_reported_once_and_mended(
+    damage: str, store: FeatureStore
+) -> None:
+    tensors = {"tokens": torch.arange(16.0).reshape(2, 8)}
+    store.put(KEY, tensors)
+    path = _file(store, KEY)
+    whole = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](whole))
+    assert path.read_bytes() != whole
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged"):
+        assert store.get(KEY) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert store.get(KEY) is None
+        store.put(KEY, tensors)
+        found = store.get(KEY)
+    assert found is not None
+    assert torch.equal(found["tokens"], tensors["tokens"])
+    assert path.read_bytes() == whole
+
+
+def test_a_record_under_another_key_is_damage(store: FeatureStore) -> None:
+    store.put(KEY, {"a": torch.ones(4)})
+    other = _file(store, _key(1))
+    other.parent.mkdir()
+    other.write_bytes(_file(store, KEY).read_bytes())
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert store.get(_key(1)) is None
+    assert store.get(KEY) is not None
+
+
+def test_a_record_that_cannot_be_read_now_is_not_deleted(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(KEY, {"a": torch.ones(4)})
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.safe_open", fail)
+        with pytest.warns(UserWarning, match="Too many open files"):
+            assert store.get(KEY) is None
+    assert store.get(KEY) is not None
+
+
+def test_a_full_disk_is_reported_once_and_stops_nobody(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "write_safetensors", fail)
+        with pytest.warns(UserWarning, match="keeps nothing more.*No space left") as caught:
+            store.put(_key(1), {"a": torch.ones(4)})
+            store.put(_key(2), {"a": torch.ones(4)})
+        assert len(caught) == 1
+    assert store.get(_key(1)) is None
+    store.put(_key(1), {"a": torch.ones(4)})
+    assert store.get(_key(1)) is not None
+
+
+def _ages(store: FeatureStore, *numbers: int) -> None:
+    """Make records look used in this order, long ago."""
+    for place, number in enumerate(numbers):
+        os.utime(_file(store, _key(number)), (1e9 + place, 1e9 + place))
+
+
+def test_the_longest_unused_go_when_the_limit_is_reached(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, MEBIBYTE)
+    # Ten and no more fit.
+    values = {"a": torch.zeros(100_000, dtype=torch.uint8)}
+    for number in range(10):
+        store.put(_key(number), values)
+    assert len(store) == 10
+    _ages(store, 5, 1, 0, 2, 3, 4, 6, 7, 8, 9)
+    assert store.get(_key(5)) is not None
+    store.put(_key(10), values)
+    # An eighth of the limit is made free: eleven records become nine.
+    present = {number for number in range(11) if _file(store, _key(number)).exists()}
+    assert present == {2, 3, 4, 5, 6, 7, 8, 9, 10}
+    assert store.size() <= MEBIBYTE
+
+
+def test_limit_holds_for_several_writers_that_do_not_know_of_each_other(tmp_path: Path) -> None:
+    stores = [FeatureStore(tmp_path, MEBIBYTE) for _ in range(4)]
+    values = {"a": torch.zeros(20_000, dtype=torch.uint8)}
+    largest = 0
+    for number in range(200):
+        stores[number % 4].put(_key(number), values)
+        largest = max(largest, stores[0].size())
+    # A sixteenth and a record for each.
+    assert MEBIBYTE * 3 // 4 < largest < MEBIBYTE * 5 // 4 + 4 * 21_000
+    assert stores[0].get(_key(199)) is not None
+    assert stores[0].get(_key(0)) is None
+
+
+def test_other_files_are_left_alone_and_abandoned_ones_removed(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, MEBIBYTE)
+    folder = tmp_path / "00"
+    folder.mkdir()
+    foreign = [tmp_path / "notes.txt", folder / "notes.txt", tmp_path / "x.safetensors"]
+    abandoned, fresh = folder / ".a.safetensors.1f.tmp", folder / ".b.safetensors.2f.tmp"
+    for path in (*foreign, abandoned, fresh):
+        path.write_bytes(b"x")
+        if path != fresh:
+            os.utime(path, (1e9, 1e9))
+    for number in range(20):
+        store.put(_key(number), {"a": torch.zeros(100_000, dtype=torch.uint8)})
+    assert all(path.exists() for path in (*foreign, fresh))
+    assert not abandoned.exists()
+
+
+@pytest.mark.parametrize("copy", [deepcopy, lambda store: pickle.loads(pickle.dumps(store))])
+def test_copies_share_the_folder(copy: Any, tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, 3 * MEBIBYTE)
+    other = copy(store)
+    assert (other.folder, other.limit) == (store.folder, store.limit)
+    store.put(KEY, {"a": torch.ones(2)})
+    assert other.get(KEY) is not None
+    assert store.hits == 0
+
+
+COMMON = """
+import json, os, signal, sys, threading, warnings
+import torch
+from pathlib import Path
+from sketchfusion_plugins.cache.store import FeatureStore
+
+warnings.simplefilter("error", UserWarning)
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+
+def values(number):
+    return {"a": torch.full((5000,), float(number)), "b": torch.tensor([number])}
+
+def check(store, number):
+    found = store.get(f"{number:064x}")
+    if found is not None:
+        assert all(torch.equal(found[name], tensor) for name, tensor in values(number).items())
+    return found is not None
+"""
+
+# Small enough a limit that records are deleted while others read and write.
+SHARE = (
+    COMMON
+    + """
+def work(store, seed, told):
+    try:
+        generator = torch.Generator().manual_seed(seed)
+        found = 0
+        for number in torch.randint(80, (60,), generator=generator).tolist():
+            found += check(store, number)
+            store.put(f"{number:064x}", values(number))
+        told.append(found)
+    except BaseException as error:
+        told.append(repr(error))
+
+children = []
+for seed in range(4):
+    child = os.fork()
+    if child == 0:
+        told = []
+        work(FeatureStore(folder, 2**20), seed, told)
+        print(told, file=sys.stderr, flush=True)
+        os._exit(type(told[0]) is not int)
+    children.append(child)
+store, told = FeatureStore(folder, 2**20), []
+threads = [threading.Thread(target=work, args=(store, 9 + seed, told)) for seed in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+print(json.dumps([codes, told, store.hits, store.misses]))
+"""
+)
+
+# Kills a fork of itself at its n-th file operation inside the folder, for every n there is.
+KILL = (
+    COMMON
+    + """
+class Killer:
+    def __init__(self, step):
+        self.left = step
+
+    def __call__(self, event, arguments):
+        changes = event in ("os.rename", "os.utime", "os.remove", "os.mkdir") or (
+            event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if changes and str(folder) in str(arguments[0]):
+            self.left -= 1
+            if self.left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+for number in range(60):
+    FeatureStore(folder, 2**30).put(f"{number:064x}", values(number))
+step, outcomes = 0, []
+while True:
+    child = os.fork()
+    if child == 0:
+        store = FeatureStore(folder, 2**20)
+        sys.addaudithook(Killer(step))
+        number = 100 + len(outcomes)
+        check(store, 59)
+        # The limit is reached: what follows deletes, too.
+        store.put(f"{number:064x}", values(number))
+        assert check(store, number)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    store = FeatureStore(folder, 2**30)
+    present = [number for number in range(100 + len(outcomes) + 1) if check(store, number)]
+    outcomes.append([os.WIFSIGNALED(status), os.WEXITSTATUS(status), len(present)])
+    if not os.WIFSIGNALED(status):
+        break
+    step += 1
+print(json.dumps([outcomes, len(store)]))
+"""
+)
+
+
+def _run(script: str, folder: Path) -> Any:
+    command = [sys.executable, "-c", script, str(folder)]
+    output = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert output.returncode == 0, output.stderr
+    return json.loads(output.stdout)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_eight_threads_and_four_processes_share_a_store_too_small_for_all(tmp_path: Path) -> None:
+    codes, told, hits, misses = _run(SHARE, tmp_path)
+    assert codes == [0] * 4
+    assert all(isinstance(found, int) for found in told), told
+    assert len(told) == 8
+    assert (hits, hits + misses) == (sum(told), 8 * 60)
+    assert hits > 50
+    store = FeatureStore(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        present = [n for n in range(80) if store.get(_key(n)) is not None]
+    assert 20 < len(present) == len(store) < 80
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_writer_killed_at_any_step_leaves_whole_records(tmp_path: Path) -> None:
+    outcomes, count = _run(KILL, tmp_path)
+    killed = [present for signalled, _, present in outcomes if signalled]
+    # Reading, the folder, the file, its renaming, the counting, and some deletions.
+    assert len(killed) > 10
+    assert outcomes[-1][:2] == [False, 0]
+    assert killed[0] == 60
+    assert 30 < outcomes[-1][2] == count < 60
+
+
+# --- the encoder -------------------------------------------------------------------------------
+
+
+def _count_runs(encoder: SketchFusionEncoder) -> dict[str, int]:
+    """Counts calls of the parts from now on."""
+    runs = {"vae": 0, "semantic": 0, "unet": 0}
+    parts = {
+        "vae": encoder.diffusion.vae.encoder,
+        "semantic": encoder.semantic,
+        "unet": encoder.diffusion.denoiser.unet.conv_in,
+    }
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            runs[name] += 1
+
+        return hook
+
+    for name, part in parts.items():
+        assert isinstance(part, nn.Module)
+        part.register_forward_pre_hook(count(name))
+    return runs
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor):
+        return torch.equal(first, second) and first.dtype == second.dtype
+    return all(_same(a, b) for a, b in zip(first, second, strict=True))
+
+
+FOUNDATION_CASES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "ensemble": {"diffusion__ensemble": 3, "diffusion__ensemble_chunk": 2},
+    "sampled": {"diffusion__posterior": "sample"},
+    "bfloat16": {"foundation_dtype": "bfloat16"},
+    "noise free": {"diffusion__noise_free": True},
+    "no injection": {"injection__sites": ()},
+    "grey": {"in_channels": 1},
+}
+
+
+@pytest.mark.parametrize("case", FOUNDATION_CASES)
+def test_training_is_the_same_to_the_last_bit_and_second_epochs_skip_both_encoders(
+    case: str, build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    encoder = build(**FOUNDATION_CASES[case]).train()
+    images = [image[:, : encoder.config.in_channels] for image in sketches(2, 33, 57).split(1)]
+    expected = [encoder(image, seed=seed) for seed, image in enumerate(images)]
+    adapters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    grads = torch.autograd.grad(expected[0].sum(), adapters)
+    use_cache(encoder, store)
+    assert isinstance(encoder, CachedEncoder)
+    runs = _count_runs(encoder)
+    for epoch in range(3):
+        for seed, image in enumerate(images):
+            assert _same(encoder(image, seed=seed), expected[seed])
+        tokens = 0 if case == "no injection" else 2
+        assert runs == {"vae": 2, "semantic": tokens, "unet": runs["unet"]}
+        assert runs["unet"] >= 2 * (epoch + 1)
+    result = encoder(images[0], seed=0)
+    assert _same(torch.autograd.grad(result.sum(), adapters), grads)
+    assert len(store) == 2
+
+
+def test_a_batch_with_some_hits_computes_the_others(
+    build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    encoder, images = build(), sketches(4)
+    expected = encoder.encode(images)
+    use_cache(encoder, store)
+    seen: list[int] = []
+    encoder.semantic.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    encoder.encode(images[[2]])
+    found = encoder.encode(images)
+    encoder.encode(images[[3, 1]])
+    assert seen == [1, 3]
+    assert found.image_size == (64, 64)
+    for got, wanted in zip(found[:2], expected[:2], strict=True):
+        # Convolutions of other batch sizes may sum in another order.
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+    again = encoder.encode(images[[3, 1]])
+    assert _same(again[:2], tuple(part[[3, 1]] for part in found[:2]))
+    assert (store.hits, store.misses) == (1 + 2 + 2, 1 + 3)
+
+
+def test_foundations_serve_other_adapters_and_unets_and_other_processes(
+    build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    first, image = build(), sketches(1)
+    use_cache(first, store)
+    first(image)
+    other = build(seed=8, diffusion__timestep=50, aggregation=None, injection__inject_skips=False)
+    with torch.no_grad():
+        other.diffusion.denoiser.unet.conv_in.weight.mul_(1.5)
+    expected = other.forward_levels(image)
+    use_cache(other, FeatureStore(store.folder))
+    runs = _count_runs(other)
+    assert _same(other.forward_levels(image).maps, expected.maps)
+    assert runs["vae"] == runs["semantic"] == 0
+
+
+def _change(part: Callable[[Any], Tensor]) -> Callable[[Any], None]:
+    def change(encoder: Any) -> None:
+        with torch.no_grad():
+            part(encoder).add_(0.5)
+
+    return change
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "VAE": _change(lambda e: e.diffusion.vae.encoder.conv_in.bias),
+    "CLIP": _change(lambda e: e.semantic.model.encoder.layers[0].mlp.fc1.bias),
+    "normalisation": lambda e: setattr(e.semantic, "mean", (0.1, 0.2, 0.3)),
+    "scaling": lambda e: setattr(e.diffusion, "scaling_factor", 0.3),
+    "precision": lambda e: [part.to(torch.bfloat16) for part in e.foundations()],
+    "loaded weights": lambda e: e.load_state_dict(
+        {name: t + 0.5 for name, t in e.state_dict().items() if "vae" in name}, strict=False
+    ),
+    "new parameter": lambda e: setattr(
+        e.diffusion.vae.encoder.conv_in, "bias", nn.Parameter(torch.ones(16), requires_grad=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_other_foundations_find_nothing(
+    change: str, build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    encoder, image = build(), sketches(1)
+    use_cache(encoder, store)
+    encoder(image)
+    CHANGES[change](encoder)
+    got = encoder(image)
+    assert store.hits == 0
+    use_cache(encoder, None)
+    assert type(encoder) is SketchFusionEncoder
+    assert torch.equal(got, encoder(image))
+
+
+@torch.no_grad()
+def test_other_pixels_seeds_and_autocast_find_nothing(
+    build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    encoder, image = build(diffusion__posterior="sample"), sketches(1)
+    use_cache(encoder, store)
+    encoder(image)
+    changed = image.clone()
+    changed[0, 2, 63, 63] += 2**-20
+    # The same bytes in another shape.
+    for other in (changed, image.double(), image.mT, image.reshape(1, 3, 32, 128)):
+        encoder(other)
+    encoder(image, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        encoder(image)
+    assert (store.hits, len(store)) == (0, 7)
+    encoder(image, seed=0)
+    assert store.hits == 1
+
+
+def test_generators_and_gradients_to_pixels_pass_the_cache_by(
+    build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    encoder, image = build(diffusion__posterior="sample"), sketches(1)
+    expected = encoder(image, generator=torch.Generator().manual_seed(4))
+    use_cache(encoder, store)
+    for _ in range(2):
+        assert _same(encoder(image, generator=torch.Generator().manual_seed(4)), expected)
+    pixels = image.clone().requires_grad_()
+    encoder(pixels).sum().backward()
+    assert pixels.grad is not None and pixels.grad.abs().sum() > 0
+    assert len(store) == store.misses == 0
+    # The mode is no draw: only the noise, which is added after, is the generator's.
+    encoder = build()
+    expected = encoder(image, generator=torch.Generator().manual_seed(4))
+    use_cache(encoder, store)
+    for _ in range(2):
+        assert _same(encoder(image, generator=torch.Generator().manual_seed(4)), expected)
+    assert (store.hits, store.misses) == (1, 1)
+
+
+def test_damaged_records_are_computed_anew(build: Any, sketches: Any, store: FeatureStore) -> None:
+    encoder, images = build(), sketches(2)
+    expected = encoder(images)
+    use_cache(encoder, store)
+    encoder(images)
+    path = next(store.folder.rglob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match="is damaged"):
+        got = encoder(images)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        encoder(images)
+    assert store.hits == 3
+
+
+class PlainBranch:
+    """A semantic branch that is no module: nothing tells one from another."""
+
+    channels, patch_size, image_size = 3, 16, 64
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(image, 16)
+
+
+def test_what_cannot_be_kept_is_refused(build: Any, config: Any, store: FeatureStore) -> None:
+    with pytest.raises(ValueError, match="foundations may train"):
+        use_cache(build(freeze_foundations=False), store)
+    with pytest.raises(ValueError, match=r"PlainBranch.*Module"):
+        use_cache(SketchFusionEncoder(config, semantic=PlainBranch()), store)
+    with pytest.raises(ValueError, match="foundations, results, got 'levels'"):
+        use_cache(build(), store, keep="levels")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("image", [torch.zeros(3, 64, 64), torch.full((1, 3, 64, 64), 255.0)])
+@pytest.mark.parametrize("keep", ["foundations", "results"])
+def test_bad_images_get_the_encoders_own_errors(
+    image: Tensor, keep: Any, build: Any, store: FeatureStore
+) -> None:
+    encoder = build()
+    with pytest.raises(ValueError) as plain:
+        encoder(image)
+    use_cache(encoder, store, keep)
+    for method in (encoder, encoder.forward_levels):
+        with pytest.raises(ValueError) as cached:
+            method(image)
+        assert str(cached.value) == str(plain.value)
+
+
+# --- levels and maps ---------------------------------------------------------------------------
+
+RESULT_CASES: dict[str, dict[str, Any]] = {
+    "map": {},
+    "pyramid": {"aggregation__stride": (4, 32)},
+    "one level of a pyramid": {"aggregation__stride": (16,)},
+    "dropout": {"aggregation__dropout": 0.5},
+    "ensemble, sampled": {"diffusion__ensemble": 2, "diffusion__posterior": "sample"},
+}
+
+
+@pytest.mark.parametrize("case", RESULT_CASES)
+def test_results_of_frozen_adapters_are_the_same_and_nothing_runs(
+    case: str, build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    encoder, images = build(**RESULT_CASES[case]), sketches(2, 33, 57)
+    with torch.no_grad():
+        expected = [encoder(images, seed=seed) for seed in (0, 1)]
+    use_cache(encoder, store, "results")
+    runs = _count_runs(encoder.train())
+    for _ in range(2):
+        for seed in (0, 1):
+            got = encoder(images, seed=seed)
+            assert type(got) is type(expected[seed])
+            assert _same(got, expected[seed])
+        assert runs == {"vae": 2, "semantic": 2, "unet": runs["unet"]}
+        assert runs["unet"] == 2
+    # An image at two seeds each, and nothing beside it.
+    assert len(store) == 4
+
+
+def test_levels_of_frozen_injection(build: Any, sketches: Any, store: FeatureStore) -> None:
+    encoder, image = build(aggregation=None), sketches(2, 33, 57)
+    with torch.no_grad():
+        expected = [encoder.forward_levels(image, fuse=fuse) for fuse in (True, False)]
+    use_cache(encoder, store, "results")
+    runs = _count_runs(encoder)
+    for _ in range(2):
+        for fuse, levels in zip((True, False), expected, strict=True):
+            got = encoder.forward_levels(image, fuse=fuse)
+            assert (got.names, got.strides) == (levels.names, levels.strides)
+            assert _same(got.maps, levels.maps)
+        assert runs["unet"] == 2
+    with pytest.raises(ValueError, match="without aggregation"):
+        encoder(image)
+
+
+RESULT_CHANGES: dict[str, Callable[[Any], Any]] = {
+    "injection": _change(lambda e: e.injector.projections["up0"].bias),
+    "aggregation": _change(lambda e: e.aggregator.branch_logits[0]),
+    "UNet": _change(lambda e: e.diffusion.denoiser.unet.conv_in.bias),
+    "VAE": CHANGES["VAE"],
+    "null prompt": _change(lambda e: e.diffusion.denoiser.null_embedding),
+    "noise": lambda e: setattr(e.diffusion, "noise_scale", 0.9),
+}
+
+
+@pytest.mark.parametrize("change", RESULT_CHANGES)
+@torch.no_grad()
+def test_results_of_other_models_are_not_found(
+    change: str, build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    encoder, image = build(), sketches(1)
+    use_cache(encoder, store, "results")
+    encoder(image)
+    RESULT_CHANGES[change](encoder)
+    got = encoder(image)
+    assert store.hits == 0
+    use_cache(encoder, None)
+    assert torch.equal(got, encoder(image))
+
+
+@torch.no_grad()
+def test_results_know_their_seed_unless_nothing_is_drawn(
+    build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    image = sketches(1)
+    for noise_free, found in ((False, 0), (True, 1)):
+        encoder = build(diffusion__noise_free=noise_free)
+        use_cache(encoder, store, "results")
+        encoder(image, seed=1)
+        hits = store.hits
+        encoder(image, seed=2)
+        assert store.hits - hits == found
+    encoder = build()
+    use_cache(encoder, store, "results")
+    expected = encoder(image, generator=torch.Generator().manual_seed(4))
+    before = len(store)
+    assert torch.equal(encoder(image, seed=4), expected)
+    assert len(store) == before + 1
+
+
+def test_adapters_that_would_not_learn_are_refused(
+    build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    encoder, image = build(), sketches(1)
+    use_cache(encoder, store, "results")
+    encoder(image)
+    encoder.injector.requires_grad_(True)
+    with pytest.raises(RuntimeError, match="keep='foundations'"):
+        encoder(image)
+    use_cache(encoder, store)
+    encoder(image).sum().backward()
+    assert encoder.injector.projections["up0"].weight.grad is not None
+
+
+def test_encoded_images_are_computed_as_ever(
+    build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    encoder, image = build(), sketches(1)
+    encoded = encoder.encode(image)
+    assert isinstance(encoded, FoundationOutputs)
+    with torch.no_grad():
+        expected = encoder(image)
+    for keep in ("foundations", "results"):
+        use_cache(encoder, store, keep)
+        assert torch.equal(encoder(encoded), expected)
+    assert len(store) == 0
+
+
+# --- inside other things -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("copy", [deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+@torch.no_grad()
+def test_copies_of_a_cached_encoder(
+    copy: Any, build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    encoder, image = build(), sketches(1)
+    use_cache(encoder, store)
+    expected = encoder(image)
+    other = copy(encoder)
+    runs = _count_runs(other)
+    torch.testing.assert_close(other(image), expected)
+    assert runs["vae"] == 0
+    assert set(other.state_dict()) == set(encoder.state_dict())
+
+
+def test_timm_model(store: FeatureStore) -> None:
+    import timm
+
+    model = timm.create_model("sketchfusion_tiny", num_classes=3).eval()
+    image = torch.zeros(1, 3, 64, 40)
+    with torch.no_grad():
+        expected = model(image)
+        use_cache(model.encoder, store)
+        runs = _count_runs(model.encoder)
+        assert torch.equal(model(image), expected)
+        assert torch.equal(model(image), expected)
+        assert model.forward_intermediates(image, intermediates_only=True)[0].shape[-1] == 10
+    assert (runs["vae"], store.hits) == (1, 2)
+
+
+def test_a_tasks_head_trains_on_kept_maps_and_is_saved_as_ever(
+    build: Any, sketches: Any, store: FeatureStore, tmp_path: Path
+) -> None:
+    from sketchfusion_plugins.tasks.load import load_task
+    from sketchfusion_plugins.tasks.recognition import Recognition
+
+    batch = {"image": sketches(2), "label": torch.tensor([0, 1])}
+    torch.manual_seed(0)
+    task = Recognition(build(), ["a", "b"]).train()
+    use_cache(task.encoder, store, "results")
+    runs = _count_runs(task.encoder)
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    assert len(trained) == len(list(task.head.parameters())) == 2
+    optimizer = torch.optim.SGD(trained, lr=1e-3)
+    losses = []
+    for _ in range(5):
+        loss = task.loss(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert runs == {"vae": 1, "semantic": 1, "unet": 1}
+    task.save_pretrained(tmp_path / "task")
+    again = load_task(tmp_path / "task")
+    with torch.no_grad():
+        torch.testing.assert_close(again(batch["image"]), task.eval()(batch["image"]))
+
+
+def test_keys_stay() -> None:
+    """A cache outlives a release: who changes what a key is made of raises FORMAT knowingly."""
+    image = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+    (key,) = record_keys({"kind": "foundations", "seed": 0}, image)
+    about = b'[1, {"kind": "foundations", "seed": 0}, "torch.float32", [3, 32, 32], "None"]'
+    assert key == hashlib.sha256(about + image.numpy().tobytes()).hexdigest()
