@@ -13,6 +13,8 @@ import typer
 from sketchfusion_plugins.cli.completion import complete_model
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sketchfusion_plugins.inference.picture_files import Problems
 
 PARTIAL = 3
@@ -64,6 +66,14 @@ DtypeOption = Annotated[
 ]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Stop at the first file that cannot be used.")
+]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        help="Folder that keeps, up to 20 GiB, what the frozen foundations compute of every "
+        "picture; later runs, also with other adapters, find it there.",
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")
@@ -117,6 +127,28 @@ def choose_device(device: str) -> str:
     except (AssertionError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"the device {device!r} cannot be used here: {error}") from error
     return device
+
+
+def keep_foundations(model: nn.Module, folder: Path | None) -> None:
+    """Let a model look in a cache folder for what its foundations would compute, if one is named.
+
+    Raises:
+        OSError: The folder cannot be made.
+        ValueError: The model has no foundations.
+    """
+    if folder is None:
+        return
+    from sketchfusion_plugins.cache import FeatureStore, use_cache
+    from sketchfusion_plugins.checkpoint import find_encoder
+
+    try:
+        _, encoder = find_encoder(model)
+    except TypeError as error:
+        raise ValueError(
+            "this model has no Stable Diffusion and CLIP inside, so there is nothing to keep. "
+            "Leave --cache out."
+        ) from error
+    use_cache(encoder, FeatureStore(folder))
 
 
 def end_with(problems: Problems) -> None:

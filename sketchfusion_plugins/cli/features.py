@@ -10,6 +10,7 @@ import typer
 
 from sketchfusion_plugins.cli.common import (
     BatchOption,
+    CacheOption,
     DeviceOption,
     DtypeOption,
     InputsArgument,
@@ -21,6 +22,7 @@ from sketchfusion_plugins.cli.common import (
     choose_device,
     end_with,
     errors_in_one_line,
+    keep_foundations,
 )
 
 
@@ -33,6 +35,7 @@ def features(
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     weights: WeightsOption = "pretrained",
+    cache: CacheOption = None,
     strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,6 +60,7 @@ def features(
         paths = list_pictures(inputs)
         side = size or default_size(model)
         opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
+        keep_foundations(opened, cache)
         problems = Problems(strict)
         written = 0
         fingerprint = f"{model_fingerprint(opened)}@{side}"

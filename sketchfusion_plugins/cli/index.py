@@ -10,6 +10,7 @@ import typer
 
 from sketchfusion_plugins.cli.common import (
     BatchOption,
+    CacheOption,
     DeviceOption,
     DtypeOption,
     InputsArgument,
@@ -22,6 +23,7 @@ from sketchfusion_plugins.cli.common import (
     choose_device,
     end_with,
     errors_in_one_line,
+    keep_foundations,
 )
 
 IndexOption = Annotated[Path, typer.Option("--index", help="Folder of the index.")]
@@ -45,6 +47,7 @@ def build(
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     weights: WeightsOption = "pretrained",
+    cache: CacheOption = None,
     strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,6 +63,7 @@ def build(
 
         problems, paths = Problems(strict), list_pictures(inputs)
         opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
+        keep_foundations(opened, cache)
         described = GalleryModel.of(opened, model, weights, size or default_size(model))
         with Ranks.from_environment() as ranks:
             added, total = add_pictures(
@@ -86,6 +90,7 @@ def add(
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    cache: CacheOption = None,
     strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -102,6 +107,7 @@ def add(
         problems, paths = Problems(strict), list_pictures(inputs)
         described = GalleryModel.read(index)
         opened = described.open(choose_device(device), dtype, model)
+        keep_foundations(opened, cache)
         with Ranks.from_environment() as ranks:
             added, total = add_pictures(
                 index,

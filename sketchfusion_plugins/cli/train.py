@@ -64,6 +64,17 @@ def train(
     launcher: Annotated[
         Literal["none", "pytorch", "slurm"], typer.Option(help="How processes were started.")
     ] = "none",
+    augment: Annotated[
+        bool | None,
+        typer.Option(help="Warp pictures anew at every visit; default: the config's, yes."),
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps what the frozen foundations compute, so that later epochs skip "
+            "them; with --no-augment, since other pixels are other pictures."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE of the config, such as judge.batch_size=8."),
@@ -85,6 +96,8 @@ def train(
             config.merge_from_dict({"encoder.changes.weights": weights})
         given = {
             "data.source": data,
+            "augment": augment,
+            "encoder.cache.folder": None if cache is None else str(cache),
             "data.size": size,
             "data.limit": limit,
             "data.seed": seed,

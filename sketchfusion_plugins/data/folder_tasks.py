@@ -185,11 +185,13 @@ def psc6k(protocol: Protocol, source: str, size: int, seed: int, limit: int | No
         kept = _first(load_psc6k(annotations, protocol, split), limit)
         return CorrespondenceDataset(kept, folder, size)
 
+    train = None if protocol == "pscnet" else pairs("train")
     return TaskData(
         "correspondence",
         source,
         size,
-        train=None if protocol == "pscnet" else pairs("train"),
+        train=train,
+        fit=train,
         test=pairs("test"),
         measures=("PCK@1", "PCK@5", "PCK@10"),
         protocol=protocol,

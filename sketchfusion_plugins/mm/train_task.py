@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import distributed
 from torch.utils.data import DataLoader
 
+from sketchfusion_plugins.cache import FeatureStore, use_cache
 from sketchfusion_plugins.data.sources import load_task_data
 from sketchfusion_plugins.data.task_data import Samples, TaskData
 from sketchfusion_plugins.encoder import SketchFusionEncoder
@@ -59,7 +60,9 @@ def build_encoder(config: Mapping[str, Any]) -> SketchFusionEncoder:
 
     Args:
         config: ``variant``, a timm name or preset, with ``changes`` to its fields; or ``adapters``,
-            a checkpoint to start from; ``with_cp`` recomputes activations to save memory.
+            a checkpoint to start from; ``with_cp`` recomputes activations to save memory; ``cache``
+            has the ``folder`` and, by choice, the ``limit`` of a `FeatureStore` and what to
+            ``keep``, see `sketchfusion_plugins.cache.use_cache`.
 
     Raises:
         OSError: Foundations or adapters cannot be found.
@@ -72,6 +75,10 @@ def build_encoder(config: Mapping[str, Any]) -> SketchFusionEncoder:
         encoder = SketchFusionEncoder(find_config(config["variant"]).replace(**changes))
     if config.get("with_cp"):
         encoder.set_grad_checkpointing()
+    cache = dict(config.get("cache") or {})
+    if cache:
+        keep = cache.pop("keep", "foundations")
+        use_cache(encoder, FeatureStore(**cache), keep)
     return encoder
 
 
@@ -98,18 +105,22 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     seed = config.randomness.seed
     if data is None:
         data = load_task_data(config.task.name, **config.data)
-    if data.train is None:
-        raise ValueError(f"{data.source} has nothing to train on; evaluate on it alone.")
+    samples = _training_part(data, config)
     # Adapters and heads are drawn while the task is built, before the runner sets its seed.
     torch.manual_seed(seed)
     settings = {**_settings_of(data), **(config.task.get("settings") or {})}
     task = build_task(config.task.name, build_encoder(config.encoder), **settings)
+    if not any(parameter.requires_grad for parameter in task.parameters()):
+        raise ValueError(
+            f"nothing of {task.name} would train: it has no head, and injection and aggregation "
+            "are frozen. Keep 'foundations' in the cache, not 'results'."
+        )
     task.image_size = data.size
     judge = Judge(data, _device(), **config.judge)
     runner = Runner(
         model=TaskModel(task),
         work_dir=config.work_dir,
-        train_dataloader=_batches(data.train, seed, **config.train_dataloader),
+        train_dataloader=_batches(samples, seed, **config.train_dataloader),
         train_cfg=config.train_cfg,
         val_dataloader=DataLoader(data.test),
         val_cfg={"type": "TaskEvaluationLoop"},
@@ -137,6 +148,25 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     trained = trained_task(runner)
     # Training ends with an evaluation, unless all of it was done before.
     return trained, runner.val_loop.row or judge(trained)
+
+
+def _training_part(data: TaskData, config: Config) -> Samples:
+    """What training draws from: with augmentation, or with the same pixels at every visit."""
+    if data.train is None:
+        raise ValueError(f"{data.source} has nothing to train on; evaluate on it alone.")
+    if not config.get("augment", True):
+        if data.fit is None:
+            raise ValueError(
+                f"{data.source} has no part without augmentation for {data.task}. Train with "
+                "augmentation, and without a cache."
+            )
+        return data.fit
+    if config.encoder.get("cache"):
+        raise ValueError(
+            "augmentation changes pictures at every visit, so a cache would grow and nothing would "
+            "be found in it. Train without: --no-augment, in a config augment = False."
+        )
+    return data.train
 
 
 def _settings_of(data: TaskData) -> dict[str, Any]:

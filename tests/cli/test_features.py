@@ -112,3 +112,34 @@ def test_unknown_suffix_and_model_are_one_line(run: Any, pictures: Path, tmp_pat
     result = run("features", pictures, "--model", "nonsense", "--out", "a.jsonl", status=1)
     assert "no model 'nonsense'" in result.stderr
     assert "cleandift" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_cache_serves_other_adapters(
+    run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sketchfusion_plugins.diffusion import Diffusion
+
+    cache, seen = tmp_path / "cache", []
+    encode = Diffusion.encode
+
+    def counted(self: Any, image: Any, *options: Any) -> Any:
+        seen.append(len(image))
+        return encode(self, image, *options)
+
+    monkeypatch.setattr(Diffusion, "encode", counted)
+    described = {}
+    for name, options in {
+        "plain": (),
+        "first": ("--cache", cache),
+        "again": ("--cache", cache),
+    }.items():
+        out = tmp_path / f"{name}.jsonl"
+        run("features", pictures, *TINY, "--out", out, *options)
+        described[name] = _rows(out)
+    assert described["plain"] == described["first"] == described["again"]
+    assert seen == [4, 4]
+    index = tmp_path / "index"
+    run("index", "build", pictures, *TINY, "--out", index, "--cache", cache)
+    assert seen == [4, 4]
+    result = run("features", pictures, "--model", "hog", "--out", out, "--cache", cache, status=1)
+    assert "Leave --cache out" in result.stderr

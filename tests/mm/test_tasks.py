@@ -449,3 +449,39 @@ def test_configs_are_found_by_name_and_path(tmp_path: Path) -> None:
         read_config("matching")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.py"):
         read_config(str(tmp_path / "nowhere.py"))
+
+
+def test_second_epochs_on_a_cache_skip_the_foundations(
+    train: Callable[..., Any], data_of: Callable[[str], TaskData], tmp_path: Path
+) -> None:
+    options = {"augment": False, "encoder__cache__folder": str(tmp_path / "cache")}
+    plain, _ = train("query_segmentation", tmp_path / "plain", augment=False)
+    cached, _ = train("query_segmentation", tmp_path / "first", **options)
+    states = [task.state_dict() for task in (plain, cached)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    store = cached.encoder._store
+    assert store.misses > 0
+    again, _ = train("query_segmentation", tmp_path / "again", **options)
+    assert again.encoder._store.misses == 0
+    # What trains after the encoder alone.
+    head, _ = train(
+        "query_segmentation", tmp_path / "head", **options, encoder__cache__keep="results"
+    )
+    moved = {name for name, t in head.state_dict().items() if not torch.equal(t, states[0][name])}
+    assert moved and not any("diffusion" in name for name in moved)
+    assert not any(parameter.requires_grad for parameter in head.encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("query_segmentation", {"encoder__cache__folder": "x"}, "--no-augment"),
+        ("correspondence", {"augment": False}, "no part without augmentation for correspondence"),
+    ],
+)
+def test_a_cache_that_would_find_nothing_is_refused(
+    name: str, options: dict[str, Any], message: str, train: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(name, tmp_path / "work", **options)
+    assert not (tmp_path / "work").exists()

@@ -2,6 +2,8 @@
 
 encoder = dict(variant="sketchfusion_tiny", changes=dict(weights="pretrained"))
 data = dict(source="openmoji", size=128, seed=0)
+# False trains on pictures as they are, which alone can be found in encoder = dict(cache=...).
+augment = True
 train_dataloader = dict(batch_size=16, num_workers=0)
 judge = dict(batch_size=32, workers=0)
 optim_wrapper = dict(
