@@ -21,7 +21,7 @@ from transformers import CLIPVisionModel
 
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.diffusion import Diffusion
-from sketchfusion_plugins.encoder import FeatureLevels, SketchFusionEncoder
+from sketchfusion_plugins.encoder import FeatureLevels, FoundationOutputs, SketchFusionEncoder
 from sketchfusion_plugins.null_prompt import load_null_embedding
 from sketchfusion_plugins.semantic import SemanticBranch
 
@@ -235,6 +235,70 @@ def test_global_generator_is_left_alone(config: EncoderConfig, sketches: Any) ->
     encoder = SketchFusionEncoder(values)
     encoder.forward_levels(image)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- what was encoded before -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(64, 64), (33, 57)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"diffusion__ensemble": 3, "diffusion__ensemble_chunk": 2, "aggregation__stride": (4, 32)},
+        {"diffusion__posterior": "sample", "foundation_dtype": "bfloat16"},
+        {"injection__sites": ()},
+    ],
+)
+def test_encoded_images_give_what_images_give(
+    changes: dict[str, Any], size: tuple[int, int], build: Any, sketches: Any
+) -> None:
+    encoder, image = build(**changes).train(), sketches(2, *size)
+    adapters = list(_adapters(encoder).values())
+    for seed in (None, 5):
+        encoded = encoder.encode(image, seed=seed)
+        assert encoded.image_size == size
+        assert (encoded.tokens is None) == (changes.get("injection__sites") == ())
+        assert not any(part.requires_grad for part in encoded if isinstance(part, Tensor))
+        results = [encoder(given, seed=seed) for given in (image, encoded)]
+        maps = [result if isinstance(result, tuple) else (result,) for result in results]
+        assert all(torch.equal(a, b) for a, b in zip(*maps, strict=True))
+        grads = [torch.autograd.grad(sum(m.sum() for m in found), adapters) for found in maps]
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    # One generator serves the posterior's sample and then the noise, in one call and in two.
+    one, two = (torch.Generator().manual_seed(7) for _ in range(2))
+    expected = encoder.forward_levels(image, generator=one)
+    got = encoder.forward_levels(encoder.encode(image, generator=two), generator=two)
+    assert all(torch.equal(a, b) for a, b in zip(expected.maps, got.maps, strict=True))
+    assert torch.equal(one.get_state(), two.get_state())
+
+
+@torch.no_grad()
+def test_encoded_without_tokens(build: Any, sketches: Any) -> None:
+    encoder, image = build(), sketches(1)
+    encoded = encoder.encode(image, fuse=False)
+    assert encoded.tokens is None
+    got = encoder.forward_levels(encoded, fuse=False)
+    expected = encoder.forward_levels(image, fuse=False)
+    assert all(torch.equal(a, b) for a, b in zip(got.maps, expected.maps, strict=True))
+    with pytest.raises(ValueError, match="hold no tokens to inject"):
+        encoder(encoded)
+
+
+def test_what_another_encoder_encoded_is_refused(build: Any, sketches: Any) -> None:
+    encoder = build()
+    latents, tokens, size = encoder.encode(sketches(2, 40, 64))
+    for wrong in (
+        FoundationOutputs(latents[:, :3], tokens, size),
+        FoundationOutputs(latents[..., :7], tokens, size),
+        FoundationOutputs(latents[0], tokens, size),
+        FoundationOutputs(latents, tokens, (40, 65)),
+    ):
+        with pytest.raises(ValueError, match=r"expected latents .* got \["):
+            encoder(wrong)
+    for wrong in (tokens[:1], tokens[:, :9]):
+        with pytest.raises(ValueError, match=r"expected tokens \[2, 48, rows, columns\], got \["):
+            encoder(FoundationOutputs(latents, wrong, size))
 
 
 # --- shapes ------------------------------------------------------------------------------------
