@@ -2,9 +2,13 @@
 
 A record is named by all that it depends on: the image's values as the encoder is fed them, after
 any preprocessing, the weights and settings of what computed it, its precision, and the seed where
-one matters. Records are of single images, whatever batch they came in; values are kept as they
-were computed, bit for bit. A batch of another size rounds some of its last bits otherwise, with a
-cache and without.
+one matters. Records are of single images, whatever batch they came in. Images that are missing are
+computed together, and rounded as batches of that size are.
+
+Values are kept as they were computed, bit for bit: nearly all of a record are tokens, which
+foundations that are held in bfloat16 make half as large without any loss on top. An image of 336 px
+takes 2.4 MB for Stable Diffusion 2.1 with CLIP ViT-L/14, 1.2 MB in bfloat16, and 9.0 MB as a map of
+1280 channels; one of 128 px 54 kB, 29 kB and 197 kB for the miniature.
 """
 
 from __future__ import annotations
