@@ -104,7 +104,10 @@ class Diffusion(nn.Module):
         Returns:
             Scaled latents ``[B, C, H / 8, W / 8]``, float32.
         """
-        output = self.vae.encode(image.to(self.vae.dtype))
+        # Autoencoders are all convolutions, which run faster with channels innermost; the UNet,
+        # half of it attention, does not.
+        pixels = image.to(self.vae.dtype).contiguous(memory_format=torch.channels_last)
+        output = self.vae.encode(pixels)
         if hasattr(output, "latents"):
             latents: Tensor = output.latents.float()
         elif self.config.posterior == "mode":
@@ -114,7 +117,7 @@ class Diffusion(nn.Module):
             seed = self.config.seed if seed is None else seed
             noise = draw_noise(posterior.mean, 1, seed + POSTERIOR_SEED_OFFSET, generator)
             latents = posterior.mean.float() + posterior.std.float() * noise
-        return (latents - self.shift_factor) * self.scaling_factor
+        return ((latents - self.shift_factor) * self.scaling_factor).contiguous()
 
     def forward(
         self,

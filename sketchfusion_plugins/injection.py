@@ -59,10 +59,18 @@ class ClipInjector(nn.Module):
             return hidden
         projection = self.projections[name]
         assert isinstance(projection, nn.Conv2d)
-        addition = projection(tokens.to(projection.weight.dtype))
-        addition = F.interpolate(addition, hidden.shape[-2:], mode="bilinear", align_corners=False)
+        addition = tokens.to(projection.weight.dtype)
+        # Both are linear and bilinear weights sum to one, so either may come first: the one that
+        # leaves the other fewer cells.
+        shrinks = hidden.shape[-2:].numel() < tokens.shape[-2:].numel()
+        for projects in (not shrinks, shrinks):
+            addition = projection(addition) if projects else _resize(addition, hidden)
         addition = addition.to(hidden.dtype)
         draws = hidden.shape[0] // tokens.shape[0]
         if draws > 1:
             addition = addition.repeat_interleave(draws, 0)
         return hidden + addition
+
+
+def _resize(grid: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(grid, like.shape[-2:], mode="bilinear", align_corners=False)

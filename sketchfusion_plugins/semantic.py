@@ -111,7 +111,8 @@ class TimmVision(nn.Module):
         """See `SemanticBranch`."""
         dtype = next(self.model.parameters()).dtype
         tokens: list[Tensor] = self.model.forward_intermediates(
-            image.to(dtype),
+            # Some ViTs begin with a stem of convolutions, which run faster with channels innermost.
+            image.to(dtype).contiguous(memory_format=torch.channels_last),
             indices=[self.last],
             norm=self.norm,
             output_fmt="NCHW",
