@@ -38,14 +38,14 @@ def speed() -> Iterator[ModuleType]:
 @pytest.fixture(scope="module")
 def report(speed: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("speed") / "tiny"
-    options = ["--model", "tiny", "--sizes", "64", "--batches", "1", "--repeats", "1"]
+    options = ["--model", "tiny", "--sizes", "32", "--batches", "1", "--repeats", "1"]
     options += ["--smoke", "--rows", "all", "--device", "cpu", "--out", str(out)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["speed.py", *options])
         speed.main()
     assert out.with_suffix(".png").stat().st_size > 10_000
     text = out.with_suffix(".md").read_text(encoding="utf-8")
-    assert "### tiny, 64 px, batch 1" in text
+    assert "### tiny, 32 px, batch 1" in text
     result: dict[str, Any] = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
     return result
 
@@ -76,6 +76,6 @@ def test_a_wrong_feature_is_reported(speed: ModuleType) -> None:
     with torch.no_grad():
         fp32.whole_unet.conv_in.weight = torch.nn.Parameter(fp32.whole_unet.conv_in.weight * 1.01)
         bf16.encoder.injector.projections["up2"].bias = torch.nn.Parameter(torch.full((96,), 3.0))
-    equal, close = speed._checks(fp32, bf16, torch.zeros(1, 3, 64, 64))
+    equal, close = speed._checks(fp32, bf16, torch.zeros(1, 3, 32, 32))
     assert "NOT EQUAL" in equal
     assert "BELOW" in close

@@ -96,7 +96,8 @@ def test_latents_are_the_scaled_mode(size: tuple[int, int], setting: Any, sketch
     case = setting()
     image = sketches(2, *size)
     got = case.branch.encode(image, seed=0)
-    assert torch.equal(got, case.latents(image))
+    # Channels lie innermost in ours, which rounds otherwise.
+    torch.testing.assert_close(got, case.latents(image), rtol=1e-5, atol=1e-5)
     assert got.shape == (2, 4, size[0] // 8, size[1] // 8)
 
 
@@ -327,8 +328,7 @@ def test_noise_free_feeds_clean_latents(setting: Any, sketches: Any) -> None:
     image = sketches(2)
     expected = case.taps(case.latents(image))
     got = case.branch(image, seed=1)
-    for name in TAPS:
-        assert torch.equal(got[name], expected[name])
+    _assert_close(got, expected, 1e-5)
     assert torch.equal(case.branch(image, seed=2)["up2"], got["up2"])
 
 
