@@ -71,7 +71,13 @@ def without(fp32: Models, bf16: Models, light_vae: bool) -> list[Row]:
     dtype = "bfloat16"
     rows = [
         Row("e1", "(d) without early exit", whole_unet, (late,), dtype),
-        Row("e2", "(d), null prompt encoded each call", prompt_each_time, (encoder, bf16.text)),
+        Row(
+            "e2",
+            "(d), null prompt encoded each call",
+            prompt_each_time,
+            (encoder, bf16.text),
+            dtype,
+        ),
         Row("e3", "(d) under autocast instead of held", autocast, (fp32.encoder,), dtype),
         Row("e4", "(d), VAE with channels outermost", channels_outside, (encoder,), dtype),
         Row("e5", "(d) keeping a graph", graph, (encoder,), dtype, grad=True),

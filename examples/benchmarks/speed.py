@@ -95,7 +95,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+")
     parser.add_argument("--rows", nargs="+", help="keys or their letters, such as c d f h; all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of a row")
+    parser.add_argument("--repeats", type=int, default=2, help="timed runs of a row")
     parser.add_argument("--threads", type=int, help="PyTorch's own number unless given")
     parser.add_argument(
         "--clock",
@@ -116,16 +116,16 @@ def _chosen(
     rows: list[Row], options: argparse.Namespace, first: bool, batch: int, size: int
 ) -> list[Row]:
     """Rows asked for; unless named, what takes minutes is measured at the first size alone."""
-    if options.rows and options.rows != ["all"]:
-        return [row for row in rows if row.key in options.rows or row.key[0] in options.rows]
     if options.rows:
-        return rows
-    slow = options.device == "cpu" and batch > 1 and size > 400
-    return [
-        row
-        for row in rows
-        if (first or row.key[0] not in "aet") and not (slow and row.precision == "float32")
-    ]
+        wanted = options.rows
+        return [row for row in rows if {"all", row.key, row.key[0]} & set(wanted)]
+    if not first:
+        rows = [row for row in rows if row.key[0] not in "aet"]
+    if options.device == "cpu" and batch * size**2 > 1_500_000:
+        rows = [row for row in rows if row.precision == "bfloat16" and row.key[0] != "g"]
+    elif options.device == "cpu" and options.model == "base":
+        rows = [row for row in rows if row.key not in ("t3", "t4")]
+    return rows
 
 
 @torch.no_grad()
