@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,7 @@ from sketchfusion_plugins.doctor.packages import OWN, UNLOCKS, Installed, examin
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS
 
 ROOT = Path(__file__).parents[1]
-if sys.version_info >= (3, 11):
-    import tomllib
-
-    PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-else:
-    pytest.skip("tomllib reads pyproject.toml", allow_module_level=True)
-
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 FORKS = {"onedl-mmengine": "0.10.12", "onedl-mmcv": "2.3.6", "onedl-mmsegmentation": "1.4.2"}
 UPSTREAM = {"mmengine": "0.10.7", "mmcv-lite": "2.1.0", "mmsegmentation": "1.2.2"}
