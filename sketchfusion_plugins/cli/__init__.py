@@ -14,6 +14,7 @@ import typer
 
 from sketchfusion_plugins.cli.analyse import analyse
 from sketchfusion_plugins.cli.data import openmoji_seg, spg
+from sketchfusion_plugins.cli.demo import demo
 from sketchfusion_plugins.cli.evaluate import evaluate
 from sketchfusion_plugins.cli.features import features
 from sketchfusion_plugins.cli.index import add, build, search
@@ -72,6 +73,7 @@ def _add(
 
 
 _add(app, quickstart, START)
+_add(app, demo, START)
 _add(app, models, START)
 _add(app, summary, START)
 _add(app, doctor, START)

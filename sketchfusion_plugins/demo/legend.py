@@ -1,0 +1,45 @@
+"""What the page says of what it shows, by what the model has learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sketchfusion_plugins.demo.answers import POINTS, Demonstration
+
+
+@dataclass(frozen=True)
+class Legend:
+    """Sentences beside the answers.
+
+    Attributes:
+        model: The model, as who wants to repeat a result must name it.
+        classes: Where class names come from, and how often they are right.
+        part: How the part of the photo is found.
+        points: How points are found.
+    """
+
+    model: str
+    classes: str
+    part: str
+    points: str
+
+    @classmethod
+    def of(cls, demonstration: Demonstration, model: str) -> Legend:
+        """What is true of a model that is described as ``model``."""
+        classes = (
+            "Classes and probabilities that the model was trained for."
+            if demonstration.learned_classes
+            else "The model has learned no classes: the nearest pictures of the gallery vote with "
+            "their names. Take them as hints."
+        )
+        part = (
+            "The part that the model was trained to find."
+            if demonstration.learned_parts
+            else "The model was not trained to find parts: outlined is the square of the photo "
+            "whose descriptor is most like the drawing's."
+        )
+        points = (
+            "Points of the drawing, and where features in that part of the photo are most like "
+            f"theirs: what this model does best, if the part is right. Up to {POINTS} of your own."
+        )
+        return cls(model, classes, part, points)

@@ -1,0 +1,197 @@
+"""Serving the page to this machine, and to nobody and from nothing else unless asked.
+
+Nothing is fetched from or reported to the network, no file of the machine is served, and what comes
+in is bounded: requests, the queue, and the states that are kept.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sketchfusion_plugins.demo.answers import Demonstration
+from sketchfusion_plugins.demo.gallery import openmoji_gallery, own_gallery
+from sketchfusion_plugins.demo.legend import Legend
+from sketchfusion_plugins.inference.gallery import GalleryModel
+from sketchfusion_plugins.inference.models import Weights, default_size, identify, open_model
+
+if TYPE_CHECKING:
+    import gradio
+
+HOST = "127.0.0.1"
+PORT = 7860
+LARGEST_UPLOAD = 10 * 2**20
+# An upload and what its form adds to it.
+LARGEST_REQUEST = LARGEST_UPLOAD + 2**20
+LONGEST_QUEUE = 32
+MOST_SESSIONS = 100
+
+
+def prepare(
+    model: str,
+    *,
+    gallery: Path | None = None,
+    size: int | None = None,
+    weights: Weights = "pretrained",
+    device: str = "cpu",
+    dtype: str | None = None,
+    concepts: int | None = None,
+) -> tuple[Demonstration, Legend]:
+    """Open a model and its gallery, which is described at the first start.
+
+    Args:
+        model: Name, see `sketchfusion_plugins.inference.models`.
+        gallery: Folder of pictures, or an index of them; None for OpenMoji's.
+        size: Side, in pixels, that pictures are padded to; None for the model's own.
+        weights: Weights of a preset's foundations.
+        device: Where to compute.
+        dtype: Precision of frozen foundations.
+        concepts: Number of OpenMoji's concepts; None for the usual.
+
+    Raises:
+        ModuleNotFoundError: A package of the ``demo`` extra is missing.
+        OSError: The model or the pictures cannot be found, or the cache cannot be written.
+        ValueError: Unknown model, or an index of another one.
+    """
+    side = size or default_size(model)
+    opened = open_model(model, weights=weights, device=device, dtype=dtype)
+    described = GalleryModel.of(opened, model, weights, side)
+    if gallery is not None:
+        pictures = own_gallery(gallery, opened, described)
+    else:
+        pictures = openmoji_gallery(opened, described, concepts)
+    demonstration = Demonstration(opened, pictures, side)
+    place = f"{side} px, {device}, {pictures.title}"
+    return demonstration, Legend.of(demonstration, f"`{identify(model, weights)}`, {place}.")
+
+
+@contextmanager
+def serving(
+    demonstration: Demonstration, legend: Legend, host: str = HOST, port: int | None = PORT
+) -> Iterator[str]:
+    """Serve the page until the block ends.
+
+    Args:
+        demonstration: Gives the answers.
+        legend: What the page says of them.
+        host: Address to listen at; ``"0.0.0.0"`` lets the whole network in.
+        port: Port; None takes a free one.
+
+    Yields:
+        The page's address.
+
+    Raises:
+        ModuleNotFoundError: gradio is missing.
+        OSError: The port is taken.
+    """
+    with tempfile.TemporaryDirectory(prefix="sketchfusion-") as folder, _quiet_gradio(folder):
+        from sketchfusion_plugins.demo.page import CSS, build_page
+
+        page = build_page(demonstration, legend)
+        page.queue(max_size=LONGEST_QUEUE, api_open=False, default_concurrency_limit=1)
+        _, address, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            inline=False,
+            allowed_paths=[],
+            max_file_size=LARGEST_UPLOAD,
+            state_session_capacity=MOST_SESSIONS,
+            enable_monitoring=False,
+            run_history=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            footer_links=[],
+            theme=_theme(),
+            css=CSS,
+            app_kwargs={"middleware": [_limit()]},
+        )
+        try:
+            yield address
+        finally:
+            page.close(verbose=False)
+
+
+class LimitedRequests:
+    """Refuses request bodies that are too long, before they are read.
+
+    Gradio bounds files alone; a request may be as long as memory otherwise.
+
+    Args:
+        app: What answers requests.
+        largest: Bytes of a body.
+    """
+
+    def __init__(self, app: Any, largest: int = LARGEST_REQUEST) -> None:
+        self.app, self.largest = app, largest
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, see the ASGI specification."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > self.largest:
+            await _refuse(send)
+            return
+        taken = 0
+
+        async def bounded() -> Any:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            # A body without a length ends here, as if its sender had gone.
+            return message if taken <= self.largest else {"type": "http.disconnect"}
+
+        await self.app(scope, bounded, send)
+
+
+async def _refuse(send: Any) -> None:
+    text = f"Requests hold at most {LARGEST_REQUEST // 2**20} MB.".encode()
+    headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+def _limit() -> Any:
+    from starlette.middleware import Middleware
+
+    return Middleware(LimitedRequests)
+
+
+def _theme() -> gradio.themes.Base:
+    import gradio as gr
+
+    # Fonts of the machine: nothing to fetch.
+    return gr.themes.Default(
+        primary_hue="sky", font=["system-ui", "sans-serif"], font_mono=["monospace"]
+    )
+
+
+@contextmanager
+def _quiet_gradio(folder: str) -> Iterator[None]:
+    """Settings that gradio reads from the environment alone; its files go to a private folder."""
+    settings = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}
+    former = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        try:
+            import gradio  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                'gradio is needed for the page: pip install "sketchfusion-plugins[demo]"'
+            ) from error
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

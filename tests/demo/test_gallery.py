@@ -1,0 +1,139 @@
+"""Galleries: OpenMoji's and the user's, what they are named by, and that work is not done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from sketchfusion_plugins.demo.gallery import (
+    LEFT_OUT,
+    Gallery,
+    draw_concept,
+    gallery_concepts,
+    openmoji_gallery,
+    own_gallery,
+)
+from sketchfusion_plugins.features import HogFeatures, PixelFeatures
+from sketchfusion_plugins.images import open_image, to_tensor
+from sketchfusion_plugins.index import Hit
+from sketchfusion_plugins.inference import gallery as inference
+from sketchfusion_plugins.inference.answers import describe
+from sketchfusion_plugins.inference.picture_files import Problems
+
+SIZE = 64
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, name in enumerate(("cat/one.png", "cat/two.png", "dog/one.png")):
+        image = Image.new("RGB", (70, 60), "white")
+        ImageDraw.Draw(image).line((5, 5 + 9 * number, 65, 55 - 20 * number), "black", 4)
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    return tmp_path / "photos"
+
+
+def _describe(model: Any, image: Image.Image) -> torch.Tensor:
+    return describe(model, to_tensor(image, SIZE)[None])[0]
+
+
+def test_every_picture_finds_itself_and_its_drawing_names_it(
+    described: Callable[..., Any],
+) -> None:
+    model = HogFeatures()
+    concepts = gallery_concepts(6)
+    gallery = openmoji_gallery(model, described(model, "hog", SIZE), 6)
+    assert gallery.title == "6 OpenMoji pictures"
+    for concept in concepts:
+        (best, *_) = gallery.similar(_describe(model, draw_concept(concept, "color", 128)), 3)
+        assert (gallery.name(best.key), best.score) == (concept.name, pytest.approx(1, abs=1e-4))
+        line = _describe(model, draw_concept(concept, "line", 128))
+        assert gallery.classes(line, 5)[0][0] == concept.name
+
+
+def test_concepts_are_things_and_spread_evenly() -> None:
+    few, more = gallery_concepts(10), gallery_concepts(100_000)
+    assert len(few) == 10
+    assert len(more) > 900
+    assert not LEFT_OUT & {concept.group for concept in more}
+    places = np.diff([more.index(concept) for concept in few])
+    assert places.max() - places.min() <= 1
+
+
+def test_a_second_start_describes_nothing(
+    described: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = PixelFeatures()
+    first = openmoji_gallery(model, described(model, "pixels", SIZE), 4)
+    counted: list[int] = []
+    real = inference.describe_files
+
+    def counting(model: Any, paths: Any, *rest: Any, **options: Any) -> Any:
+        counted.append(len(paths))
+        return real(model, paths, *rest, **options)
+
+    monkeypatch.setattr(inference, "describe_files", counting)
+    second = openmoji_gallery(model, described(model, "pixels", SIZE), 4)
+    assert counted == [0, 0]
+    assert list(second.pictures.items()) == list(first.pictures.items())
+
+
+def test_votes_are_the_softmax_of_the_nearest() -> None:
+    class Found:
+        def search(self, *_: object) -> list[list[Hit]]:
+            return [[Hit("a", 0.9, {}), Hit("b", 0.85, {}), Hit("c", 0.8, {})]]
+
+    found: Any = Found()
+    gallery = Gallery("", found, found, {"a": "cat", "c": "cat", "b": "dog"})
+    weights = np.exp([2, 1, 0])
+    weights /= weights.sum()
+    votes = gallery.classes(torch.ones(3), 5)
+    assert [name for name, _ in votes] == ["cat", "dog"]
+    np.testing.assert_allclose([share for _, share in votes], [weights[[0, 2]].sum(), weights[1]])
+    assert len(gallery.classes(torch.ones(3), 1)) == 1
+
+
+def test_own_pictures_are_named_by_folder_or_by_file(
+    folder: Path, described: Callable[..., Any]
+) -> None:
+    model = HogFeatures()
+    gallery = own_gallery(folder, model, described(model, "hog", SIZE))
+    assert gallery.title == f"3 pictures of {folder}"
+    query = _describe(model, open_image(folder / "dog" / "one.png"))
+    assert gallery.similar(query, 1)[0].key == str(folder / "dog" / "one.png")
+    assert gallery.classes(query, 1)[0][0] == "dog"
+    one = own_gallery(folder / "cat", model, described(model, "hog", SIZE))
+    assert {one.name(key) for key, _ in one.pictures.items()} == {"one", "two"}
+
+
+def test_an_index_serves_as_gallery_for_its_own_model_alone(
+    folder: Path, tmp_path: Path, described: Callable[..., Any]
+) -> None:
+    model = HogFeatures()
+    mine = described(model, "hog", SIZE)
+    paths = sorted(folder.rglob("*.png"))
+    inference.add_pictures(tmp_path / "index", model, mine, paths, Problems(), progress=False)
+    assert len(own_gallery(tmp_path / "index", model, mine).pictures) == 3
+    for other, name, size in ((PixelFeatures(), "pixels", SIZE), (model, "hog", 96)):
+        with pytest.raises(ValueError, match="Start it with --model hog --size 64"):
+            own_gallery(tmp_path / "index", other, described(other, name, size))
+
+
+def test_a_folder_without_pictures_is_refused(
+    tmp_path: Path, described: Callable[..., Any]
+) -> None:
+    model = PixelFeatures()
+    mine = described(model, "pixels", SIZE)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no picture"):
+        own_gallery(tmp_path / "empty", model, mine)
+    (tmp_path / "empty" / "a.png").write_text("no")
+    with pytest.raises(FileNotFoundError, match="none of 1 files is a picture"):
+        own_gallery(tmp_path / "empty", model, mine)
