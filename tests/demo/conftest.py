@@ -29,6 +29,14 @@ def prepared() -> Any:
 
 
 @pytest.fixture(scope="session")
+def scene(prepared: Any) -> Any:
+    """The example scene, described."""
+    from sketchfusion_plugins.demo.scenes import example_photo, scene_concepts
+
+    return prepared[0].photo(example_photo(scene_concepts()))
+
+
+@pytest.fixture(scope="session")
 def face() -> Image.Image:
     """A cat's face, drawn as somebody in a hurry would."""
     sketch = Image.new("RGB", (CANVAS, CANVAS), "white")

@@ -13,7 +13,7 @@ from sketchfusion_plugins.demo.answers import CLASSES, COLOURS, POINTS, Demonstr
 from sketchfusion_plugins.demo.gallery import Gallery
 from sketchfusion_plugins.demo.legend import Legend
 from sketchfusion_plugins.demo.pictures import CANVAS, PictureError, find_ink
-from sketchfusion_plugins.demo.scenes import example_photo, example_sketch, scene_concepts
+from sketchfusion_plugins.demo.scenes import example_sketch, scene_concepts
 from sketchfusion_plugins.inference.answers import features_of
 from sketchfusion_plugins.tasks.query_segmentation import QuerySegmentation
 from sketchfusion_plugins.tasks.recognition import Recognition
@@ -26,15 +26,13 @@ def _centre(picture: Image.Image, colour: str) -> tuple[float, float]:
     return float(np.ptp(columns) / 2 + columns.min()), float(np.ptp(rows) / 2 + rows.min())
 
 
-def test_the_drawn_concept_is_outlined_in_the_scene(prepared: Any) -> None:
+def test_the_drawn_concept_is_outlined_in_the_scene(prepared: Any, scene: Any) -> None:
     demonstration, _ = prepared
     concepts = scene_concepts()
-    image = example_photo(concepts)
-    photo = demonstration.photo(image)
-    pixels = np.asarray(image)
+    pixels = np.asarray(scene.image)
     height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
     for place, concept in enumerate(concepts):
-        part = np.asarray(demonstration.answer(example_sketch(concept), photo).part)
+        part = np.asarray(demonstration.answer(example_sketch(concept), scene).part)
         row, column = divmod(place, 2)
         # The photo is as large as it is shown, so nothing was resized. Ink stays black where found.
         kept = [
@@ -49,10 +47,11 @@ def test_the_drawn_concept_is_outlined_in_the_scene(prepared: Any) -> None:
         assert kept[row][column] > 0.8
 
 
-def test_an_answer_is_complete_and_of_the_drawing(prepared: Any, face: Image.Image) -> None:
+def test_an_answer_is_complete_and_of_the_drawing(
+    prepared: Any, scene: Any, face: Image.Image
+) -> None:
     demonstration, _ = prepared
-    photo = demonstration.photo(example_photo(scene_concepts()))
-    answer = demonstration.answer(face, photo)
+    answer = demonstration.answer(face, scene)
     assert 1 <= len(answer.classes) <= CLASSES
     shares = [share for _, share in answer.classes]
     assert shares == sorted(shares, reverse=True)
@@ -61,22 +60,21 @@ def test_an_answer_is_complete_and_of_the_drawing(prepared: Any, face: Image.Ima
     assert scores == sorted(scores, reverse=True)
     assert tuple(answer.maps) == demonstration.map_names == ("Stable Diffusion", "CLIP", "Fused")
     assert all(np.asarray(picture).std() > 10 for picture in answer.maps.values())
-    again = demonstration.answer(face, photo)
+    again = demonstration.answer(face, scene)
     assert again.classes == answer.classes
     assert again.photo_points.tobytes() == answer.photo_points.tobytes()
-    other = demonstration.answer(example_sketch(scene_concepts()[1]), photo)
+    other = demonstration.answer(example_sketch(scene_concepts()[1]), scene)
     assert other.classes != answer.classes
     assert other.maps["Fused"].tobytes() != answer.maps["Fused"].tobytes()
 
 
 def test_where_a_drawing_lies_on_the_canvas_does_not_matter(
-    prepared: Any, face: Image.Image
+    prepared: Any, scene: Any, face: Image.Image
 ) -> None:
     demonstration, _ = prepared
-    photo = demonstration.photo(example_photo(scene_concepts()))
     moved = Image.new("RGB", face.size, "white")
     moved.paste(face, (60, -30))
-    here, there = (demonstration.answer(sketch, photo) for sketch in (face, moved))
+    here, there = (demonstration.answer(sketch, scene) for sketch in (face, moved))
     assert [name for name, _ in here.classes] == [name for name, _ in there.classes]
     np.testing.assert_allclose(
         [share for _, share in here.classes], [share for _, share in there.classes], rtol=1e-5
@@ -125,35 +123,30 @@ def test_photos_of_any_shape_are_answered(
 
 
 def test_a_picture_that_was_deleted_is_left_out(
-    prepared: Any, face: Image.Image, monkeypatch: pytest.MonkeyPatch
+    prepared: Any, scene: Any, face: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     demonstration, _ = prepared
-    photo = demonstration.photo(face)
-    first = demonstration.answer(face, photo).similar[0][0]
-    real = demonstration.gallery.similar
+    before = [key for key, *_ in demonstration.answer(face, scene).similar]
+    real = Gallery.similar
 
-    def moved(*arguments: Any) -> Any:
-        return [
-            hit._replace(key="/gone.png") if hit.key == first else hit for hit in real(*arguments)
-        ]
+    def moved(gallery: Gallery, descriptor: torch.Tensor, count: int) -> Any:
+        hits = real(gallery, descriptor, count)
+        return [hits[0]._replace(key="/gone.png"), *hits[1:]]
 
-    gallery = demonstration.gallery
-    stand_in = Gallery(gallery.title, gallery.pictures, gallery.drawings, gallery.names)
-    object.__setattr__(stand_in, "similar", moved)
-    other = Demonstration(demonstration.model, stand_in, demonstration.size)
-    keys = [key for key, *_ in other.answer(face, photo).similar]
-    assert len(keys) == len(real(torch.ones(3072), 8)) - 1
-    assert first not in keys
+    monkeypatch.setattr(Gallery, "similar", moved)
+    after = [key for key, *_ in demonstration.answer(face, scene).similar]
+    assert after == before[1:]
 
 
-def test_what_was_learned_replaces_what_is_nearest(prepared: Any, face: Image.Image) -> None:
+def test_what_was_learned_replaces_what_is_nearest(
+    prepared: Any, scene: Any, face: Image.Image
+) -> None:
     demonstration, legend = prepared
     encoder = features_of(demonstration.model).encoder
     size = demonstration.size
     task = Recognition(encoder, ["cat", "dog"]).eval()
     knowing = Demonstration(task, demonstration.gallery, size)
-    photo = knowing.photo(face)
-    classes = knowing.answer(face, photo).classes
+    classes = knowing.answer(face, scene).classes
     assert {name for name, _ in classes} == {"cat", "dog"}
     assert sum(share for _, share in classes) == pytest.approx(1, abs=1e-5)
     assert "was trained for" in Legend.of(knowing, "").classes
@@ -162,11 +155,11 @@ def test_what_was_learned_replaces_what_is_nearest(prepared: Any, face: Image.Im
     finding = Demonstration(QuerySegmentation(encoder).eval(), demonstration.gallery, size)
     with torch.no_grad():
         finding.model.head.threshold.fill_(1.0)
-    nothing = np.asarray(finding.answer(face, photo).part)
+    nothing = np.asarray(finding.answer(face, scene).part)
     with torch.no_grad():
         finding.model.head.threshold.fill_(-1.0)
-    everything = np.asarray(finding.answer(face, photo).part)
-    np.testing.assert_array_equal(everything, np.asarray(face))
+    everything = np.asarray(finding.answer(face, scene).part)
+    np.testing.assert_array_equal(everything, np.asarray(scene.image))
     # Black at a quarter of its strength.
     assert nothing.min() == 191
     assert "trained to find" in Legend.of(finding, "").part
