@@ -39,7 +39,7 @@ class Legend:
             "whose descriptor is most like the drawing's."
         )
         points = (
-            "Points of the drawing, and where features in that part of the photo are most like "
-            f"theirs: what this model does best, if the part is right. Up to {POINTS} of your own."
+            "Points of the drawing, and where features in the outlined part are most like theirs: "
+            f"worth something where that part is the right one. Up to {POINTS} of your own."
         )
         return cls(model, classes, part, points)

@@ -170,9 +170,7 @@ def build_page(demonstration: Demonstration, legend: Legend) -> gr.Blocks:
         def take_similar(shown: list[str], event: gr.SelectData) -> Any:
             return _or_warning(lambda: demonstration.photo(read_upload(shown[event.index])))
 
-        def take_point(
-            drawn: str, asked: list[tuple[float, float]], event: gr.SelectData
-        ) -> list[tuple[float, float]]:
+        def take_point(drawn: str, asked: list[tuple[float, float]], event: gr.SelectData) -> Any:
             x, y = (float(value) for value in event.index)
             return _or_warning(lambda: add_point(asked, (x, y), decode_canvas(drawn)))
 

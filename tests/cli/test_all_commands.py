@@ -41,6 +41,7 @@ def test_all_commands_are_there() -> None:
         "match",
         "segment",
         "recognise",
+        "demo",
         "quickstart",
         "summary",
     ]

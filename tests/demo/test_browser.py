@@ -123,8 +123,8 @@ def _draw(page: Any, strokes: list[Stroke]) -> None:
 def _settle(page: Any, since: dict[str, Any] | None = None, what: str = "maps") -> dict[str, Any]:
     """What is shown, once ``what`` is no longer as it was and nothing changes any more."""
     found: dict[str, Any] = {}
-    for _ in range(PATIENCE // 1000):
-        page.wait_for_timeout(1000)
+    for _ in range(PATIENCE // 700):
+        page.wait_for_timeout(700)
         former, found = found, _shown(page)
         changed = since is None or found[what] != since[what]
         if changed and found == former and found["status"].startswith("Answered"):
@@ -151,7 +151,7 @@ def _visible(page: Any, selector: str) -> bool:
 def test_answers_appear_and_change_with_the_drawing(
     visit: Callable[..., Any], screenshots: Path
 ) -> None:
-    page = visit(viewport={"width": 1280, "height": 900})
+    page = visit(viewport={"width": 1120, "height": 900})
     assert "Draw something" in page.locator("#status").inner_text()
     assert not _visible(page, "#classes")
     page.screenshot(path=screenshots / "demo-start.png", full_page=True)
@@ -184,7 +184,7 @@ def test_answers_appear_and_change_with_the_drawing(
     assert not _visible(page, "#classes")
     _draw(page, [[(0.5, 0.5), (0.501, 0.5)]])
     page.get_by_text("That is a dot so far").wait_for()
-    _draw(page, [[(0, y / 60) if y % 2 else (1, y / 60) for y in range(61)]])
+    _draw(page, [[(0.02 + 0.96 * (row % 2), 0.01 + row / 62) for row in range(61)]])
     page.get_by_text("Hardly any paper is left").wait_for()
     assert page.problems == []
 
@@ -193,10 +193,11 @@ def test_uploads_are_shown_and_bad_ones_explained(
     visit: Callable[..., Any], tmp_path: Path, face: Any
 ) -> None:
     page = visit()
-    drawing, photo = page.locator("input[type=file]").all()[:2]
+    files = page.locator("input[type=file]")
     face.save(tmp_path / "face.png")
-    drawing.set_input_files(tmp_path / "face.png")
+    files.first.set_input_files(tmp_path / "face.png")
     first = _settle(page)
+    photo = files.nth(1)
     (tmp_path / "text.png").write_text("hello")
     photo.set_input_files(tmp_path / "text.png")
     page.get_by_text("This file is no picture").wait_for()
