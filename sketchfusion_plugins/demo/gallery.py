@@ -32,7 +32,7 @@ from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures
 from sketchfusion_plugins.inference.picture_files import Problems, list_pictures, write_png
 
 # So many concepts take half a minute on two CPU cores.
-CONCEPTS = 500
+CONCEPTS = 400
 PICTURE_SIDE = 128
 # People are mostly near copies of each other.
 LEFT_OUT = frozenset({"People & Body"})

@@ -42,6 +42,7 @@ CSS = """
 #status { padding: 10px 14px; border-radius: 8px; background: #e0f2fe; }
 #status p { margin: 0; color: #0c4a6e; }
 #sketch-points img { cursor: crosshair; }
+#similar .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 #similar .thumbnail-lg { display: flex; flex-direction: column; aspect-ratio: auto; height: auto; }
 #similar .thumbnail-lg img { aspect-ratio: 1; height: auto; padding: 6px; }
 #similar .caption-label { position: static; max-width: none; width: 100%; border: 0;

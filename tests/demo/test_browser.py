@@ -229,7 +229,15 @@ def test_a_phone_is_wide_enough(visit: Callable[..., Any], screenshots: Path) ->
     page = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     page.get_by_role("button", name="Example drawing").tap()
     _settle(page)
+    # Pictures are loaded when they come into sight.
+    for number in range(3):
+        page.locator(f"#map-{number} img").scroll_into_view_if_needed()
+    page.wait_for_function("[...document.images].every(image => image.naturalWidth)")
     page.screenshot(path=screenshots / "demo-phone.png", full_page=True)
+    assert page.locator("#similar img").count() == 8
+    bottom = page.locator("#similar").bounding_box()
+    last = page.locator("#similar img").last.bounding_box()
+    assert last["y"] + last["height"] <= bottom["y"] + bottom["height"]
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     for name in ("#canvas canvas", "#similar", "#part img", "#map-0 img"):
         box = page.locator(name).first.bounding_box()
