@@ -31,7 +31,7 @@ from sketchfusion_plugins.inference.answers import Model
 from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures
 from sketchfusion_plugins.inference.picture_files import Problems, list_pictures, write_png
 
-# So many concepts take half a minute on two CPU cores.
+# Two pictures of each take about half a minute of one CPU core.
 CONCEPTS = 400
 PICTURE_SIDE = 128
 # People are mostly near copies of each other.
