@@ -33,11 +33,14 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     # The user's umask applies to it, unlike to tempfile's; asking for the umask would change it for
     # a moment, in all threads.
     temporary.touch(0o666, exist_ok=False)
+    mode = temporary.stat().st_mode
     try:
         yield temporary
         if durable:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
+        # safetensors puts a file of its own, private to its owner, in the place of ours.
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

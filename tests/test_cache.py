@@ -201,15 +201,16 @@ def test_other_files_are_left_alone_and_abandoned_ones_removed(tmp_path: Path) -
     folder = tmp_path / "00"
     folder.mkdir()
     foreign = [tmp_path / "notes.txt", folder / "notes.txt", tmp_path / "x.safetensors"]
-    abandoned, fresh = folder / ".a.safetensors.1f.tmp", folder / ".b.safetensors.2f.tmp"
-    for path in (*foreign, abandoned, fresh):
+    abandoned = [folder / ".a.safetensors.1f.tmp", folder / ".tmpA1b2C3"]
+    fresh = folder / ".b.safetensors.2f.tmp"
+    for path in (*foreign, *abandoned, fresh):
         path.write_bytes(b"x")
         if path != fresh:
             os.utime(path, (1e9, 1e9))
     for number in range(20):
         store.put(_key(number), {"a": torch.zeros(100_000, dtype=torch.uint8)})
     assert all(path.exists() for path in (*foreign, fresh))
-    assert not abandoned.exists()
+    assert not any(path.exists() for path in abandoned)
 
 
 @pytest.mark.parametrize("copy", [deepcopy, lambda store: pickle.loads(pickle.dumps(store))])

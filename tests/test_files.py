@@ -63,10 +63,12 @@ def test_permissions_follow_the_umask(umask: int, tmp_path: Path) -> None:
     before = os.umask(umask)
     try:
         write_text("text", tmp_path / "file")
+        write_safetensors({"a": torch.ones(2)}, tmp_path / "tensors")
         assert os.umask(umask) == umask
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
+    for name in ("file", "tensors"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask
 
 
 def test_tensors_and_metadata(tmp_path: Path) -> None:

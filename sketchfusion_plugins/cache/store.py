@@ -174,7 +174,8 @@ class FeatureStore:
 
 
 def _is_abandoned(name: str, modified: float) -> bool:
-    unfinished = name.startswith(".") and name.endswith(".tmp")
+    # Ours, which end in it, and those that safetensors writes in between, which begin with it.
+    unfinished = name.startswith(".") and ".tmp" in name
     return unfinished and time.time() - modified > ABANDONED
 
 
