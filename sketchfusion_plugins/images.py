@@ -5,6 +5,8 @@ The encoder's normalised range is -1..1 (mean and standard deviation 0.5): -1 is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,40 +20,77 @@ if TYPE_CHECKING:
 MINIMUM_SIDE = 32
 # Augmentation may overshoot -1..1 a little; pixels of 0..255 overshoot it a lot.
 LARGEST_NORMALISED = 16.0
+# Formats of drawings and photos. Pillow knows more, and starts another program for EPS.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
 
 
 def open_image(path: str | Path) -> Image.Image:
     """Read an image file as RGB: transparency composited on white, EXIF rotation applied.
 
+    Of an animation the first frame is read. Grey of 16 bits is scaled to 8.
+
     Raises:
-        OSError: The file is missing or not an image that Pillow reads.
+        OSError: The file is missing, damaged, not of one of `FORMATS`, or larger than Pillow's
+            limit against decompression bombs (179 million pixels).
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             return flatten_image(image)
     except UnidentifiedImageError as error:
-        raise OSError(f"{path} is not an image in a known format.") from error
+        raise OSError(
+            f"{path} is not an image in a known format. Expected {', '.join(FORMATS)}."
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise OSError(f"{path}: {error} Make it smaller.") from error
+    except OSError as error:
+        if str(path) in str(error):
+            raise
+        raise OSError(f"{path} cannot be read: {error}") from error
+    # Pillow's readers raise whatever they stumble over in a damaged file.
+    except Exception as error:
+        raise OSError(f"{path} is damaged or of a kind that cannot be read: {error}") from error
 
 
 def flatten_image(image: Image.Image) -> Image.Image:
-    """Any Pillow image as RGB: transparency composited on white, EXIF rotation applied."""
+    """Any Pillow image as RGB: transparency composited on white, EXIF rotation applied.
+
+    Raises:
+        ValueError: Its pixels are floating point numbers, or whole ones beyond 16 bits.
+    """
     from PIL import Image, ImageOps
 
-    image = ImageOps.exif_transpose(image)
+    # Damaged EXIF data raise whatever their reader stumbles over, and tell no rotation.
+    with suppress(Exception):
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError(
+            "its pixels are floating point numbers of no known range, expected 8 or 16 bits."
+        )
     if image.mode.startswith("I;16") or image.mode == "I":
         # Pillow clips 16-bit grey to 255 instead of scaling it.
         import numpy as np
 
-        image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().astype("uint8"))
+        values = np.asarray(image, dtype=np.float64)
+        if values.size and not 0 <= values.min() <= values.max() <= 65535:
+            raise ValueError(
+                f"its pixels are {values.min():.0f} to {values.max():.0f}, expected 8 or 16 bits."
+            )
+        image = Image.fromarray((values / 257).round().astype("uint8"))
+    if image.mode in PREMULTIPLIED:
+        image = image.convert(PREMULTIPLIED[image.mode])
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, "white")
         canvas.alpha_composite(image)
         image = canvas
-    return image.convert("RGB")
+    flat = image.convert("RGB")
+    # The rotation has been applied; whoever reads them again must not stumble again.
+    flat.info.pop("exif", None)
+    return flat
 
 
 def to_tensor(
@@ -70,7 +109,7 @@ def to_tensor(
         ``[3, H, W]``, float32 in -1..1.
 
     Raises:
-        ValueError: Unknown ``fit``.
+        ValueError: Unknown ``fit``, or the image is so long that padding leaves nothing of it.
     """
     import numpy as np
 
@@ -82,6 +121,14 @@ def to_tensor(
 
         height, width = (size, size) if isinstance(size, int) else size
         if fit == "pad":
+            if (
+                round(min(width * image.height / image.width, height * image.width / image.height))
+                < 1
+            ):
+                raise ValueError(
+                    f"an image of {image.width} x {image.height} px vanishes in {width} x {height} "
+                    "px. Choose a larger size, or crop the image."
+                )
             image = ImageOps.pad(
                 image, (width, height), Image.Resampling.BICUBIC, color=(255, 255, 255)
             )
@@ -128,9 +175,7 @@ def check_image(image: Tensor, in_channels: int) -> None:
             f"expected sides of at least {MINIMUM_SIDE} px, got {image.shape[-2]} x "
             f"{image.shape[-1]}. Enlarge the image."
         )
-    if torch.compiler.is_compiling() or image.is_meta:
-        return
-    if image.is_cuda and torch.cuda.is_current_stream_capturing():
+    if not _can_look(image):
         return
     low, high = torch.stack(torch.aminmax(image.detach())).tolist()
     if low != low or high != high:
@@ -139,6 +184,26 @@ def check_image(image: Tensor, in_channels: int) -> None:
         raise ValueError(
             f"expected an image normalised to -1..1, got values from {low:.4g} to {high:.4g}, "
             "which looks like 0..255. Divide by 127.5 and subtract 1."
+        )
+
+
+def refuse_overflow(maps: Sequence[Tensor]) -> None:
+    """Refuse maps in float16 that have overflowed.
+
+    Stable Diffusion 2.1 asks for attention in float32 (``upcast_attention``), which diffusers'
+    fused attention does not do. Values are looked at where `check_image` can.
+
+    Raises:
+        ValueError: A value is not finite.
+    """
+    narrow = [values for values in maps if values.dtype == torch.float16]
+    if not narrow or not _can_look(narrow[0]):
+        return
+    if not all(bool(values.detach().isfinite().all()) for values in narrow):
+        raise ValueError(
+            "the features overflow float16, whose largest value is 65,504. Use bfloat16, which has "
+            "the range of float32 at the same size: foundation_dtype='bfloat16', or autocast to "
+            "torch.bfloat16."
         )
 
 
@@ -166,3 +231,10 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     if right or bottom:
         return F.pad(image, (0, right, 0, bottom), mode="replicate")
     return image
+
+
+def _can_look(values: Tensor) -> bool:
+    """Whether values are there to be looked at."""
+    if torch.compiler.is_compiling() or values.is_meta:
+        return False
+    return not (values.is_cuda and torch.cuda.is_current_stream_capturing())

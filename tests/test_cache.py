@@ -22,6 +22,7 @@ from sketchfusion_plugins.cache import CachedEncoder, FeatureStore, use_cache
 from sketchfusion_plugins.cache import store as store_module
 from sketchfusion_plugins.cache.encoder import record_keys
 from sketchfusion_plugins.encoder import FoundationOutputs, SketchFusionEncoder
+from sketchfusion_plugins.files import replacing
 
 KEY = "0123456789abcdef" * 4
 MEBIBYTE = 2**20
@@ -201,16 +202,16 @@ def test_other_files_are_left_alone_and_abandoned_ones_removed(tmp_path: Path) -
     folder = tmp_path / "00"
     folder.mkdir()
     foreign = [tmp_path / "notes.txt", folder / "notes.txt", tmp_path / "x.safetensors"]
-    abandoned = [folder / ".a.safetensors.1f.tmp", folder / ".tmpA1b2C3"]
-    fresh = folder / ".b.safetensors.2f.tmp"
-    for path in (*foreign, *abandoned, fresh):
+    abandoned = folder / ".a.safetensors.unfinished"
+    abandoned.mkdir()
+    for path in (*foreign, abandoned / "file.tmp"):
         path.write_bytes(b"x")
-        if path != fresh:
-            os.utime(path, (1e9, 1e9))
-    for number in range(20):
-        store.put(_key(number), {"a": torch.zeros(100_000, dtype=torch.uint8)})
-    assert all(path.exists() for path in (*foreign, fresh))
-    assert not any(path.exists() for path in abandoned)
+    with replacing(folder / "b.safetensors") as growing:
+        for number in range(20):
+            store.put(_key(number), {"a": torch.zeros(100_000, dtype=torch.uint8)})
+        assert growing.exists()
+    assert all(path.exists() for path in foreign)
+    assert not abandoned.exists()
 
 
 @pytest.mark.parametrize("copy", [deepcopy, lambda store: pickle.loads(pickle.dumps(store))])
@@ -339,7 +340,7 @@ def test_eight_threads_and_four_processes_share_a_store_too_small_for_all(tmp_pa
         warnings.simplefilter("error", UserWarning)
         present = [n for n in range(80) if store.get(_key(n)) is not None]
     assert 20 < len(present) == len(store) < 80
-    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp"]
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".unfinished")]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

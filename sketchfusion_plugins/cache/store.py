@@ -1,17 +1,16 @@
 """Tensors on disk by key: one safetensors file per record, in 256 folders.
 
 Plain files, since every other store gives up something that matters here. A file appears whole by
-one rename, so readers and writers in threads and processes, on network drives too, need no lock and
-none can be left behind by a killed process; two that write one key write the same. LMDB lets one
-process write at a time, reserves its size, does not evict and must not lie on a network drive;
-diskcache pickles and writes to its database at every read.
+one rename, so readers and writers in threads and processes, on network drives too, wait for nobody;
+two that write one key write the same. LMDB lets one process write at a time, reserves its size,
+does not evict and must not lie on a network drive; diskcache pickles and writes to its database at
+every read.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import time
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sketchfusion_plugins.files import write_safetensors
+from sketchfusion_plugins.files import UNFINISHED, remove_unfinished, write_safetensors
 
 GIBIBYTE = 2**30
 SMALLEST_LIMIT = 2**20
@@ -31,8 +30,6 @@ SMALLEST_LIMIT = 2**20
 COUNTED_AFTER = 1 / 16
 # Share of the limit that is left when the oldest records are deleted.
 KEPT = 7 / 8
-# Seconds after which an unfinished file is that of a process that was killed.
-ABANDONED = 3600.0
 KEY = re.compile("[0-9a-f]{64}")
 SUFFIX = ".safetensors"
 
@@ -160,23 +157,18 @@ class FeatureStore:
             clean: Delete what killed processes left unfinished.
         """
         for number in range(256):
+            folder = self.folder / f"{number:02x}"
             try:
-                entries = list(os.scandir(self.folder / f"{number:02x}"))
+                entries = list(os.scandir(folder))
             except FileNotFoundError:
                 continue
+            if clean and any(entry.name.endswith(UNFINISHED) for entry in entries):
+                remove_unfinished(folder)
             for entry in entries:
-                with suppress(FileNotFoundError):
-                    status = entry.stat()
-                    if entry.name.endswith(SUFFIX):
+                if entry.name.endswith(SUFFIX):
+                    with suppress(FileNotFoundError):
+                        status = entry.stat()
                         yield status.st_mtime_ns, status.st_size, entry.path
-                    elif clean and _is_abandoned(entry.name, status.st_mtime):
-                        Path(entry.path).unlink()
-
-
-def _is_abandoned(name: str, modified: float) -> bool:
-    # Ours, which end in it, and those that safetensors writes in between, which begin with it.
-    unfinished = name.startswith(".") and ".tmp" in name
-    return unfinished and time.time() - modified > ABANDONED
 
 
 def _read(path: Path, key: str) -> dict[str, Tensor] | None:

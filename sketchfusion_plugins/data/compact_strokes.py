@@ -10,8 +10,10 @@ A ``.npz`` file holds
 
 from __future__ import annotations
 
+import csv
 import zipfile
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,30 @@ def read_compact(path: str | Path, parts: bool = False) -> CompactStrokes:
                     f"expected arrays {', '.join(names)}, found {', '.join(file)}; "
                     f"{', '.join(missing)} is missing."
                 )
-            return CompactStrokes(**{name: file[name] for name in names})
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = {name: file[name] for name in names}
+            foreign = [n for n, values in arrays.items() if not isinstance(values, np.ndarray)]
+            if foreign:
+                raise ValueError(f"{', '.join(foreign)} is no array.")
+            return CompactStrokes(**arrays)
+    # A damaged archive or header raises whatever its parser stumbles over.
+    except Exception as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+@contextmanager
+def readable_table(path: Path) -> Iterator[None]:
+    """Says which csv file cannot be parsed.
+
+    Raises:
+        ValueError: It cannot; the message names it.
+    """
+    try:
+        yield
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged or no UTF-8 table: {error}.") from error
+
+
+def row_number(text: str) -> int | None:
+    """A row's number as it is written in a table; None for any other text."""
+    # Longer ones are no numbers of rows, and Python refuses the longest.
+    return int(text) if text.isdecimal() and len(text) < 19 else None

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sketchfusion_plugins.files import replacing, write_text
+from sketchfusion_plugins.files import remove_unfinished, replacing, write_text
 
 IGNORED = 255
 META_FILE = "meta.json"
@@ -55,6 +55,7 @@ def begin(out: Path, classes: Sequence[str], written_with: dict[str, Any]) -> No
     colours = palette(len(classes))
     meta = {"classes": list(classes), "palette": colours, "written_with": written_with}
     path = out / META_FILE
+    remove_unfinished(out)
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))

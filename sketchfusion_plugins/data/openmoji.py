@@ -28,6 +28,11 @@ Layer = Literal["line", "color"]
 LINE_LAYERS = ("line", "line-supplement")
 EXCLUDED_GROUPS = frozenset({"Component", "Flags", "Symbols"})
 
+# OpenMoji nests 8 levels deep; resvg's stack overflows between 200 and 300.
+DEEPEST = 64
+# Filters whose cost grows with a number, and the largest that is drawn.
+ENDLESS = {"feTurbulence": ("numOctaves", 16), "feMorphology": ("radius", 100)}
+
 _SVG = "http://www.w3.org/2000/svg"
 _SKIN_TONE = re.compile(r"1F3F[B-F]")
 
@@ -206,11 +211,13 @@ def parse_svg(svg: bytes) -> ElementTree.Element:
     """Parse an SVG and drop references that leave the document.
 
     Raises:
-        ValueError: ``svg`` is no well-formed SVG, or declares a document type.
+        ValueError: ``svg`` is no well-formed SVG, declares a document type, or would keep a
+            renderer busy for hours.
     """
     try:
         root = ElementTree.fromstring(svg, ElementTree.XMLParser(target=_TreeBuilder()))
-    except ElementTree.ParseError as error:
+    # An unknown encoding is a LookupError.
+    except (ElementTree.ParseError, LookupError) as error:
         raise ValueError(f"not a well-formed SVG: {error}") from error
     if root.tag != f"{{{_SVG}}}svg":
         raise ValueError(f"not an SVG: the root element is {root.tag}")
@@ -219,7 +226,38 @@ def parse_svg(svg: bytes) -> ElementTree.Element:
             # resvg opens local files named by <image href>, so a picture could show private files.
             if name.rpartition("}")[2] == "href" and not value.startswith("#"):
                 del element.attrib[name]
+    _refuse_endless(root)
     return root
+
+
+def _refuse_endless(root: ElementTree.Element) -> None:
+    """Refuse what resvg would take hours or its whole stack for, which ends the process."""
+    for element in root.iter():
+        name, largest = ENDLESS.get(str(element.tag).rpartition("}")[2], ("", 0))
+        for text in re.findall(r"[^\s,]+", element.get(name, "")):
+            # Written so that what is no number is refused too.
+            if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]*)?", text) or float(text) > largest:
+                raise ValueError(
+                    f"the SVG has a filter with {name} {text}, which may take hours to draw; "
+                    f"expected at most {largest}"
+                )
+    named = {element.get("id"): element for element in root.iter()}
+    heights: dict[ElementTree.Element, int] = {}
+
+    def height(element: ElementTree.Element, above: int) -> int:
+        if above > DEEPEST:
+            raise ValueError(f"the SVG nests, or refers to itself, over {DEEPEST} levels deep")
+        if element not in heights:
+            used = [
+                named.get(value[1:]) for name, value in element.items() if name.endswith("href")
+            ]
+            below = [*element, *(target for target in used if target is not None)]
+            heights[element] = 1 + max((height(item, above + 1) for item in below), default=0)
+        if above + heights[element] > DEEPEST:
+            raise ValueError(f"the SVG nests, or refers to itself, over {DEEPEST} levels deep")
+        return heights[element]
+
+    height(root, 0)
 
 
 def _line_parts(root: ElementTree.Element) -> list[ElementTree.Element]:

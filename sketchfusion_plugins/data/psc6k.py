@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sketchfusion_plugins.data.compact_strokes import readable_table
 from sketchfusion_plugins.data.pictures import label_names
 from sketchfusion_plugins.images import open_image, to_tensor
 
@@ -204,7 +205,7 @@ def read_pairs(annotations: str | Path) -> list[KeyPointPair]:
     if not annotations.is_file():
         raise FileNotFoundError(f"{annotations} is missing. {HOW_TO_GET}")
     pairs: dict[tuple[str, str], KeyPointPair] = {}
-    with annotations.open(newline="", encoding="utf-8") as file:
+    with annotations.open(newline="", encoding="utf-8") as file, readable_table(annotations):
         reader = csv.DictReader(file)
         columns = set(reader.fieldnames or ())
         names = next((n for n in (PHOTO_SKETCH, SOURCE_TARGET) if columns >= set(n)), None)
@@ -233,8 +234,8 @@ def _pair(row: dict[str, Any], names: tuple[str, str]) -> KeyPointPair:
             f"{', '.join(COORDINATES)} hold {', '.join(str(len(n)) for n in values)} numbers, "
             "expected as many in each."
         )
-    first = (row[names[0]], tuple(zip(values[0], values[1], strict=True)))
-    second = (row[names[1]], tuple(zip(values[2], values[3], strict=True)))
+    first = (row[names[0]] or "", tuple(zip(values[0], values[1], strict=True)))
+    second = (row[names[1]] or "", tuple(zip(values[2], values[3], strict=True)))
     if names == SOURCE_TARGET and _is_sketch(first[0]):
         first, second = second, first
     if _is_sketch(first[0]) or not _is_sketch(second[0]):

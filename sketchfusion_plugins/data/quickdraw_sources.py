@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sketchfusion_plugins.data.compact_strokes import read_compact
+from sketchfusion_plugins.data.compact_strokes import read_compact, readable_table, row_number
 from sketchfusion_plugins.data.strokes import Strokes
 
 BASE = "https://storage.googleapis.com/quickdraw_dataset/full"
@@ -87,7 +87,7 @@ class NdjsonDrawings:
             record = json.loads(line)
             strokes = Strokes.from_paths([_points(stroke) for stroke in record["drawing"]])
             return f"{self.categories[label]}/{record['key_id']}", strokes
-        except (LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}, line {_line_number(path, offset)}: expected a JSON object with key_id "
                 f"and drawing [[[x, ...], [y, ...]], ...], got {type(error).__name__}: {error}"
@@ -120,9 +120,15 @@ class BitmapDrawings:
         # Mapped anew every time: a mapped array would be copied whole into worker processes.
         path = self.files[name]
         try:
-            bitmaps: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
+            bitmaps: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        # A damaged header raises whatever its parser stumbles over.
+        except Exception as error:
+            if isinstance(error, OSError) and not path.is_file():
+                raise
             raise ValueError(f"{path} is no .npy file, or cut off ({error}).") from None
+        if not isinstance(bitmaps, np.ndarray):
+            bitmaps.close()
+            raise ValueError(f"{path} is an archive of arrays, expected a single one.")
         if bitmaps.dtype != np.uint8 or bitmaps.shape[1:] != (BITMAP_SIDE**2,):
             raise ValueError(
                 f"{path}: expected bytes [N, {BITMAP_SIDE**2}], got {bitmaps.dtype} "
@@ -145,7 +151,7 @@ class CompactDrawings:
                     f"{path} is missing; expected {' and '.join(COMPACT_FILES)} in {root}."
                 )
         self.drawings = read_compact(arrays)
-        with table.open(newline="", encoding="utf-8") as file:
+        with table.open(newline="", encoding="utf-8") as file, readable_table(table):
             reader = csv.DictReader(file)
             wanted = ["index", "class", "key_id"]
             wanted += ["recognized"] if choice.recognized is not None else []
@@ -177,7 +183,7 @@ class CompactDrawings:
         labels, indices, self.keys = [], [], []
         for line, row in rows:
             name = row["class"]
-            if not row["index"].isdecimal() or int(row["index"]) >= len(self.drawings):
+            if row_number(row["index"]) not in range(len(self.drawings)):
                 raise ValueError(
                     f"{table}, line {line}: expected an index below {len(self.drawings)}, got "
                     f"{row['index']!r}."

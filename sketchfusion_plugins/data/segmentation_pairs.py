@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from sketchfusion_plugins.data.layout import IGNORED
 from sketchfusion_plugins.data.pictures import SUFFIXES, label_names, scan, seed_of
-from sketchfusion_plugins.images import open_image, to_tensor
+from sketchfusion_plugins.images import FORMATS, open_image, to_tensor
 
 HOW_TO_GET = (
     'A segmentation data set holds classes.json ({"cat": 1, ...}), photos/<name>.jpg, '
@@ -175,9 +175,13 @@ def read_mask(path: Path, values: Mapping[str, int]) -> NDArray[np.uint8]:
 
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. {HOW_TO_GET}")
-    with Image.open(path) as image:
-        # A palette's indices are the values; converting it would turn them into colours.
-        mode, mask = image.mode, np.array(image)
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            # A palette's indices are the values; converting it would turn them into colours.
+            mode, mask = image.mode, np.array(image)
+    # Pillow's readers raise whatever they stumble over in a damaged file.
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or no picture: {error}") from error
     if mode not in ("L", "P"):
         raise ValueError(
             f"{path}: expected one byte per pixel (Pillow's mode L or P), got mode {mode}."

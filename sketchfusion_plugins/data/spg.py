@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sketchfusion_plugins.data.compact_strokes import read_compact
+from sketchfusion_plugins.data.compact_strokes import read_compact, readable_table, row_number
 from sketchfusion_plugins.data.layout import begin, is_written, write_pair
 from sketchfusion_plugins.data.strokes import Strokes, StrokeStyle, place, render_labels
 from sketchfusion_plugins.files import write_safetensors
@@ -29,6 +30,7 @@ from sketchfusion_plugins.files import write_safetensors
 FILES = ("spg.csv", "spg_strokes.npz", "parts.json")
 SPLITS = {"train": "train", "valid": "val"}
 SEPARATOR = ": "
+FILE_NAME = re.compile(r"\w[\w .()-]*")
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,17 @@ def load_spg(source: str | Path) -> tuple[list[str], list[Drawing]]:
         first[name] = sum(len(parts[other]) for other in first)
     drawn = read_compact(source / FILES[1], parts=True)
     assert drawn.part is not None
-    with (source / FILES[0]).open(newline="", encoding="utf-8") as file:
+    table = source / FILES[0]
+    with table.open(newline="", encoding="utf-8") as file, readable_table(table):
         rows = list(csv.DictReader(file))
     drawings = []
     for row in rows:
         number, category, split = (row.get(name) or "" for name in ("index", "class", "split"))
-        index = int(number) if number.isdecimal() else len(drawn)
-        if split not in SPLITS or category not in parts or index >= len(drawn):
+        index = row_number(number)
+        known = split in SPLITS and category in parts
+        if not known or index is None or index >= len(drawn):
             raise ValueError(
-                f"{source / FILES[0]}: row {row} has an unknown split, class or index; expected "
+                f"{table}: row {row} has an unknown split, class or index; expected "
                 f"split in {', '.join(SPLITS)}, class of {FILES[2]}, index below {len(drawn)}."
             )
         points = drawn.rows(index)
@@ -106,15 +110,13 @@ def load_spg(source: str | Path) -> tuple[list[str], list[Drawing]]:
                 f"{source / FILES[1]}: drawing {index} ({category}) has no points or a part of "
                 f"{count} or more, expected 0..{count - 1}."
             )
+        try:
+            strokes = drawn.strokes(index)
+        except ValueError as error:
+            raise ValueError(f"{source / FILES[1]}: drawing {index}: {error}") from error
+        label = part.astype(np.int64) + first[category]
         drawings.append(
-            Drawing(
-                index,
-                category,
-                SPLITS[split],
-                drawn.xy[points].astype(np.float32),
-                drawn.stroke[points].astype(np.int64),
-                part.astype(np.int64) + first[category],
-            )
+            Drawing(index, category, SPLITS[split], strokes.points, strokes.stroke, label)
         )
     return classes, drawings
 
@@ -197,8 +199,13 @@ def write_spg(
 def _read_parts(path: Path) -> dict[str, list[str]]:
     try:
         parts = json.loads(path.read_text(encoding="utf-8"))
+        # Categories become names of files, which must stay in the data set's folder.
+        if not all(FILE_NAME.fullmatch(name) for name in parts):
+            raise ValueError(f"names of classes with characters other than {FILE_NAME.pattern}")
+        if not all(isinstance(names, list) for names in parts.values()):
+            raise ValueError(f"{parts}")
         return {str(name): [str(part) for part in names] for name, names in parts.items()}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: expected part names by class, {{class: [part, ...]}}, got {error}."
         ) from None

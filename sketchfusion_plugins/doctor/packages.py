@@ -21,12 +21,13 @@ OWN = "sketchfusion-plugins"
 
 UNLOCKS = {
     "all": "everything below but dev and mmseg-upstream",
-    "demo": "sketchfusion quickstart, data openmoji-seg, pictures of features",
+    "demo": "sketchfusion demo: a page to draw on",
     "dev": "tests, lint and types",
     "docs": "API reference: python docs/build_api.py",
     "mmseg": "MMSegmentation by its maintained forks: mm-train, mm-export",
     "mmseg-upstream": "MMSegmentation by OpenMMLab's last releases, instead of mmseg",
     "parquet": "features --out FILE.parquet, Quick, Draw! from parquet",
+    "quickstart": "sketchfusion quickstart, data openmoji-seg, pictures of features",
     "tasks": "train, evaluate, index and the four sketch tasks",
 }
 """What every extra is good for."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sketchfusion_plugins.files import replacing, write_safetensors
+from sketchfusion_plugins.files import remove_unfinished, replacing, write_safetensors
 from sketchfusion_plugins.index.approximation import (
     RETRAIN_GROWTH,
     extend,
@@ -279,10 +279,10 @@ class IndexWriter:
 
     def _remove_unnamed(self) -> None:
         """Remove former generations' files and what interrupted writers left."""
+        remove_unfinished(self.folder)
         named = {file.name for file in self.manifest.files}
-        pattern = rf"{DATA_FILE}|\.({DATA_FILE}|{re.escape(POINTER)})\..*\.tmp"
         for path in self.folder.iterdir():
-            if path.name not in named and re.fullmatch(pattern, path.name):
+            if path.name not in named and re.fullmatch(DATA_FILE, path.name):
                 # Windows keeps files that readers have mapped; the next writer tries again.
                 with suppress(OSError):
                     path.unlink()

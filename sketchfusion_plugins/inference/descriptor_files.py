@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
-from sketchfusion_plugins.files import replacing, write_safetensors
+from sketchfusion_plugins.files import lock_file, replacing, write_safetensors
 
+LINE_START = b'{"path": "'
 SUFFIXES = (".jsonl", ".parquet", ".safetensors")
 
 
@@ -19,9 +22,10 @@ class DescriptorWriter:
     """Writes descriptors with their pictures' paths; a context manager.
 
     A ``.jsonl`` file gets a line ``{"path", "model", "descriptor"}`` at once for every picture; an
-    existing one is continued. ``.parquet`` (columns ``path`` and ``descriptor``) and
-    ``.safetensors`` (``descriptors`` [N, D], with ``paths`` and ``model`` in the header) are
-    written atomically when the block ends without error, and replace what was there.
+    existing one is continued, by one writer at a time. ``.parquet`` (columns ``path`` and
+    ``descriptor``) and ``.safetensors`` (``descriptors`` [N, D], with ``paths`` and ``model`` in
+    the header) are written atomically when the block ends without error, and replace what was
+    there.
 
     Args:
         path: File to write.
@@ -30,6 +34,7 @@ class DescriptorWriter:
     Raises:
         ValueError: Unknown suffix, or the file holds lines of another model, or none of ours.
         ModuleNotFoundError: pyarrow is needed and not installed.
+        BlockingIOError: Another writer has the ``.jsonl`` file open.
         OSError: The file cannot be written.
 
     Attributes:
@@ -41,8 +46,16 @@ class DescriptorWriter:
         self.suffix = self.path.suffix.lower()
         check_target(self.path)
         self.known: frozenset[str] = frozenset()
-        if self.suffix == ".jsonl" and self.path.exists():
-            self.known = _read_lines(self.path, model)
+        self._file: FileIO | None = None
+        if self.suffix == ".jsonl":
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: what could not be written must not be tried again when the file is closed.
+            self._file = self.path.open("ab+", buffering=0)
+            try:
+                self.known = self._continue()
+            except BaseException:
+                self._file.close()
+                raise
         self._paths: list[str] = []
         self._descriptors: list[Tensor] = []
 
@@ -50,21 +63,26 @@ class DescriptorWriter:
         """Add descriptors ``[B, D]`` of B pictures.
 
         Raises:
-            OSError: The disk is full.
+            OSError: The disk is full; the file holds what it held before.
         """
         descriptors = descriptors.detach().cpu().float()
         names = [str(path) for path in paths]
-        if self.suffix != ".jsonl":
+        if self._file is None:
             self._paths += names
             self._descriptors.append(descriptors)
             return
         lines = [
-            json.dumps({"path": name, "model": self.model, "descriptor": values})
+            json.dumps({"path": name, "model": self.model, "descriptor": values}) + "\n"
             for name, values in zip(names, descriptors.tolist(), strict=True)
         ]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(line + "\n" for line in lines))
+        end = self._file.seek(0, os.SEEK_END)
+        left = memoryview("".join(lines).encode())
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(end)
+            raise
 
     def __enter__(self) -> DescriptorWriter:
         return self
@@ -75,6 +93,10 @@ class DescriptorWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._file is not None:
+            if not self._file.seek(0, os.SEEK_END):
+                self.path.unlink(missing_ok=True)
+            self._file.close()
         if kind is not None or not self._paths:
             return
         import torch
@@ -85,6 +107,19 @@ class DescriptorWriter:
             write_safetensors({"descriptors": descriptors}, self.path, header)
         else:
             _write_parquet(self.path, self._paths, descriptors, self.model)
+
+    def _continue(self) -> frozenset[str]:
+        """Paths in the file, whose last line is cut off if a crash left it unfinished."""
+        assert self._file is not None
+        if not lock_file(self._file.fileno()):
+            raise BlockingIOError(
+                f"another process is writing {self.path}. Wait until it ends, or choose another "
+                "file."
+            )
+        self._file.seek(0)
+        known, end = _read_lines(self._file, self.path, self.model)
+        self._file.truncate(end)
+        return known
 
 
 def check_target(path: Path) -> None:
@@ -127,28 +162,28 @@ def _require_pyarrow() -> Any:
     return pyarrow
 
 
-def _read_lines(path: Path, model: str) -> frozenset[str]:
-    """Paths in a file, whose last line is cut off if a crash left it unfinished."""
-    known = set()
-    with path.open("rb+") as file:
-        end = 0
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                file.truncate(end)
+def _read_lines(file: FileIO, path: Path, model: str) -> tuple[frozenset[str], int]:
+    """Paths in a file, and where its last whole line ends."""
+    known, end = set(), 0
+    for number, line in enumerate(file, 1):
+        # A line that a crash cut off begins as ours do; anything else is not ours to cut.
+        cut = not line.endswith(b"\n") and line[: len(LINE_START)] == LINE_START[: len(line)]
+        try:
+            row = json.loads(line)
+            name, found = row["path"], row["model"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if cut and isinstance(error, ValueError):
                 break
-            end += len(line)
-            try:
-                row = json.loads(line)
-                name, found = row["path"], row["model"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number} is no descriptor of ours: {error!r}. Choose another "
-                    "file."
-                ) from error
-            if found != model:
-                raise ValueError(
-                    f"{path}, line {number} was made by the model {found}, this is {model}. "
-                    "Choose another file, or delete it."
-                )
-            known.add(str(name))
-    return frozenset(known)
+            raise ValueError(
+                f"{path}, line {number} is no descriptor of ours: {error!r}. Choose another file."
+            ) from error
+        if found != model:
+            raise ValueError(
+                f"{path}, line {number} was made by the model {found}, this is {model}. "
+                "Choose another file, or delete it."
+            )
+        if cut:
+            break
+        known.add(str(name))
+        end += len(line)
+    return frozenset(known), end

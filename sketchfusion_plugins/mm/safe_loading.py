@@ -7,6 +7,7 @@ to unpickling whatever the file holds.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -55,6 +56,39 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{path} is no checkpoint of mmengine's: it has no 'state_dict'.")
     return checkpoint
+
+
+def last_checkpoint(work_dir: str | Path) -> Path | None:
+    """The checkpoint to resume a work directory from; None if there is none.
+
+    mmengine writes neither its checkpoints nor ``last_checkpoint``, which names one, atomically: a
+    kill leaves the one cut off or the other empty. Then the newest whole checkpoint counts.
+
+    Raises:
+        CheckpointError: There are checkpoints, all of them damaged.
+    """
+    folder = Path(work_dir)
+    pointer = folder / "last_checkpoint"
+    named = Path(pointer.read_text().strip()) if pointer.is_file() else Path()
+    numbered = {
+        int(found[1]): path
+        for path in folder.glob("*_*.pth")
+        if (found := re.fullmatch(r"(?:iter|epoch)_(\d+)\.pth", path.name))
+    }
+    candidates = [path for _, path in sorted(numbered.items(), reverse=True)]
+    if named.is_file():
+        candidates.insert(0, named)
+    errors = []
+    for path in candidates:
+        try:
+            read_checkpoint(path)
+        except CheckpointError as error:
+            errors.append(error)
+            continue
+        return path
+    if errors:
+        raise errors[0]
+    return None
 
 
 def _history_attribute(owner: Any, name: str) -> Any:

@@ -23,6 +23,7 @@ from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.evaluation.judge import Judge
 from sketchfusion_plugins.evaluation.report import Row
 from sketchfusion_plugins.inference.models import find_config
+from sketchfusion_plugins.mm.safe_loading import last_checkpoint
 from sketchfusion_plugins.mm.tasks import TaskModel, trained_task
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import build_task
@@ -116,6 +117,10 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
             "are frozen. Keep 'foundations' in the cache, not 'results'."
         )
     task.image_size = data.size
+    start, resume = config.get("load_from"), config.get("resume", False)
+    if resume and start is None:
+        found = last_checkpoint(config.work_dir)
+        start, resume = (None, False) if found is None else (str(found), True)
     judge = Judge(data, _device(), **config.judge)
     runner = Runner(
         model=TaskModel(task),
@@ -131,8 +136,8 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
         ],
         default_hooks=config.default_hooks,
         custom_hooks=config.get("custom_hooks"),
-        load_from=config.get("load_from"),
-        resume=config.get("resume", False),
+        load_from=start,
+        resume=resume,
         launcher=config.get("launcher", "none"),
         env_cfg=config.env_cfg,
         log_processor=config.log_processor,

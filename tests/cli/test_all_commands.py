@@ -94,7 +94,7 @@ def test_help_of_all_commands_stands_in_panels_that_fit(width: str) -> None:
 
 
 # What runs another program and answers nothing itself.
-WITHOUT_ANSWER = {("mm-train",)}
+WITHOUT_ANSWER = {("demo",), ("mm-train",)}
 SHARED = {
     "--model",
     "--size",
@@ -145,6 +145,8 @@ FAILING = {
     ("summary",): ["nonsense"],
     ("recognise",): ["missing.png", "--model", "tiny"],
     ("features",): ["missing.png", "--model", "tiny", "--out", "a.jsonl"],
+    ("analyse",): ["missing", "--model", "tiny", "--out", "a-file"],
+    ("demo",): ["--model", "nonsense"],
     ("index", "build"): ["missing.png", "--model", "tiny", "--out", "a.index"],
     ("index", "add"): ["missing.png", "--index", "missing.index"],
     ("index", "search"): ["missing.png", "--index", "missing.index"],

@@ -22,9 +22,11 @@ COMMITS = 15
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 COMMON = f"""
-import os, sys, signal, json
+import os, sys, json
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import numpy as np
 from pathlib import Path
+from killing import Killer
 from sketchfusion_plugins.index import IndexWriter, SketchIndex, approximation
 
 folder = Path(sys.argv[1])
@@ -52,19 +54,6 @@ with IndexWriter.create(folder, {DIM}, "hnsw") as writer:
 KILL = (
     COMMON
     + f"""
-class Killer:
-    def __init__(self, step):
-        self.left = step
-
-    def __call__(self, event, arguments):
-        changes = event in ("os.rename", "os.remove", "os.chmod") or (
-            event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        )
-        if changes and str(folder) in str(arguments[0]):
-            self.left -= 1
-            if self.left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
 with IndexWriter.create(folder, {DIM}, "ivf") as writer:
     for number in range(4):
         add(writer, number)
@@ -80,7 +69,7 @@ step, committed, outcomes = 0, 4, []
 while True:
     child = os.fork()
     if child == 0:
-        sys.addaudithook(Killer(step))
+        sys.addaudithook(Killer(folder, step))
         with IndexWriter.open(folder) as writer:
             add(writer, committed)
         os._exit(0)

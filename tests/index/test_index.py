@@ -308,8 +308,6 @@ def test_what_interrupted_writers_left_is_removed_and_nothing_else(tmp_path: Pat
         "vectors-000009.safetensors",
         "items-000009.jsonl",
         "approximation-000009.faiss",
-        ".vectors-000009.safetensors.k3s_9x.tmp",
-        ".current.json.abc12345.tmp",
     ]
     theirs = ["notes.txt", "vectors.safetensors", "items-1.jsonl", ".hidden.tmp"]
     for name in (*left, *theirs):
