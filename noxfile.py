@@ -50,7 +50,7 @@ def upstream(session: nox.Session) -> None:
     # What the extra "tasks" brings, but for the fork of mmengine.
     tasks = ["faiss-cpu", "filelock", "kornia", "opencv-python", "pytorch-metric-learning"]
     tools = ["hypothesis", "pytest", "pytest-timeout", "torchmetrics"]
-    session.install(".[demo,mmseg-upstream]", *tasks, *tools)
+    session.install(".[mmseg-upstream,quickstart]", *tasks, *tools)
     session.run("pytest", *(session.posargs or ["tests/mm"]))
 
 

@@ -138,5 +138,5 @@ def _area_weights(length: int, cells: int) -> NDArray[np.float64]:
 
 def _missing(distribution: str) -> ModuleNotFoundError:
     return ModuleNotFoundError(
-        f'{distribution} is needed for this baseline: pip install "sketchfusion-plugins[demo]"'
+        f'{distribution} is needed for this baseline: pip install "sketchfusion-plugins[quickstart]"'
     )

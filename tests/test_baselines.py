@@ -151,7 +151,7 @@ def test_missing_packages_tell_how_to_install(monkeypatch: pytest.MonkeyPatch) -
     x, y = _clusters(12, 0)
     monkeypatch.setitem(sys.modules, "skimage.feature", None)
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
-    with pytest.raises(ModuleNotFoundError, match=r"scikit-image.*\[demo\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"scikit-image.*\[quickstart\]"):
         hog_features(_noise(1, 8))
-    with pytest.raises(ModuleNotFoundError, match=r"scikit-learn.*\[demo\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"scikit-learn.*\[quickstart\]"):
         logistic_accuracy(x, y, x, y, seed=0)

@@ -43,7 +43,7 @@ def load_artist(
     Raises:
         FileNotFoundError: The folder holds neither, or none of the concepts.
         ValueError: A drawing or a JSON file cannot be read.
-        ModuleNotFoundError: A package of the ``demo`` extra is missing.
+        ModuleNotFoundError: A package of the ``quickstart`` extra is missing.
     """
     from tqdm import tqdm
 

