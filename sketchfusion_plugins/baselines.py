@@ -138,5 +138,6 @@ def _area_weights(length: int, cells: int) -> NDArray[np.float64]:
 
 def _missing(distribution: str) -> ModuleNotFoundError:
     return ModuleNotFoundError(
-        f'{distribution} is needed for this baseline: pip install "sketchfusion-plugins[quickstart]"'
+        f"{distribution} is needed for this baseline: "
+        'pip install "sketchfusion-plugins[quickstart]"'
     )

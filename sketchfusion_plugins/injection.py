@@ -12,7 +12,8 @@ from torch import Tensor, nn
 class ClipInjector(nn.Module):
     """Adds projected tokens to UNet block outputs (paper section 4.1).
 
-    ``hidden + resize(conv1x1(tokens))``, bilinear without aligned corners, as in the released code.
+    ``hidden + resize(conv1x1(tokens))``, bilinear without aligned corners, as in the released code;
+    where it is cheaper ``conv1x1(resize(tokens))``, which is the same.
 
     Args:
         token_channels: Width of a token.
@@ -59,12 +60,13 @@ class ClipInjector(nn.Module):
             return hidden
         projection = self.projections[name]
         assert isinstance(projection, nn.Conv2d)
-        addition = tokens.to(projection.weight.dtype)
+        tokens = tokens.to(projection.weight.dtype)
         # Both are linear and bilinear weights sum to one, so either may come first: the one that
         # leaves the other fewer cells.
-        shrinks = hidden.shape[-2:].numel() < tokens.shape[-2:].numel()
-        for projects in (not shrinks, shrinks):
-            addition = projection(addition) if projects else _resize(addition, hidden)
+        if hidden.shape[-2:].numel() < tokens.shape[-2:].numel():
+            addition: Tensor = projection(_resize(tokens, hidden))
+        else:
+            addition = _resize(projection(tokens), hidden)
         addition = addition.to(hidden.dtype)
         draws = hidden.shape[0] // tokens.shape[0]
         if draws > 1:

@@ -47,7 +47,13 @@ def features(
     Example: sketchfusion features drawings --model sketchfusion/tiny --out features.jsonl
     """
     with errors_in_one_line():
-        from sketchfusion_plugins.inference.descriptor_files import DescriptorWriter, check_target
+        from contextlib import ExitStack
+
+        from sketchfusion_plugins.inference.descriptor_files import (
+            DescriptorWriter,
+            check_target,
+            known_paths,
+        )
         from sketchfusion_plugins.inference.models import (
             default_size,
             model_fingerprint,
@@ -65,8 +71,13 @@ def features(
         written = 0
         fingerprint = f"{model_fingerprint(opened)}@{side}"
         with Ranks.from_environment() as ranks:
-            with DescriptorWriter(out, fingerprint) as writer:
-                missing = [path for path in paths if str(path) not in writer.known]
+            with ExitStack() as stack:
+                # Only the first process writes.
+                writer = DescriptorWriter(out, fingerprint) if ranks.is_first else None
+                known = (
+                    stack.enter_context(writer).known if writer else known_paths(out, fingerprint)
+                )
+                missing = [path for path in paths if str(path) not in known]
                 for readable, descriptors in describe_together(
                     ranks,
                     opened,
@@ -77,6 +88,7 @@ def features(
                     fingerprint=fingerprint,
                     batch_size=batch_size,
                 ):
+                    assert writer is not None
                     writer.add(readable, descriptors)
                     written += len(readable)
             forget_parts(ranks, out)

@@ -122,6 +122,19 @@ class DescriptorWriter:
         return known
 
 
+def known_paths(path: Path, model: str) -> frozenset[str]:
+    """Paths in a ``.jsonl`` file, which may have a writer; none if there is no such file.
+
+    Raises:
+        ValueError: The file holds lines of another model, or none of ours.
+        OSError: The file cannot be read.
+    """
+    if path.suffix.lower() != ".jsonl" or not path.exists():
+        return frozenset()
+    with path.open("rb", buffering=0) as file:
+        return _read_lines(file, path, model)[0]
+
+
 def check_target(path: Path) -> None:
     """Refuse what cannot be written before anything is computed.
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sketchfusion_plugins.inference.answers import Model, describe_files
-from sketchfusion_plugins.inference.descriptor_files import DescriptorWriter
+from sketchfusion_plugins.inference.descriptor_files import DescriptorWriter, known_paths
 from sketchfusion_plugins.inference.picture_files import Problems
 
 # A process that died is noticed at once; this is for one that hangs, or has the slowest disk.
@@ -144,7 +144,7 @@ def describe_together(
         yield from describe_files(model, paths, size, problems, **options)
         return
     # Launched with another number of processes, a share may lie in any of the parts.
-    known = frozenset().union(*(DescriptorWriter(part, fingerprint).known for part in parts))
+    known = frozenset().union(*(known_paths(part, fingerprint) for part in parts))
     ranks.wait()  # Nobody writes while another still reads.
     share = [
         path
@@ -182,6 +182,8 @@ def _collect(
         for number, file in enumerate(files):
             offset = 0
             for line in file:
+                if not line.endswith(b"\n"):
+                    break  # of a process that was killed
                 places[json.loads(line)["path"]] = (number, offset)
                 offset += len(line)
         for start in range(0, len(paths), batch_size):

@@ -30,8 +30,10 @@ def test_summary_of_the_base_model() -> None:
     assert rows["injection"]["trainable"] == rows["injection"]["parameters"]
     assert rows["VAE encoder"]["parameters"] == 34_163_592 + 72
     assert rows["VAE encoder"]["trainable"] == 0
-    # 1x1 convolutions on a 24 x 24 grid: two operations per weight and token.
-    assert rows["injection"]["flops"] == 2 * 24 * 24 * 1024 * (320 + 640 + 1280 * 4 + 640)
+    # 1x1 convolutions, two operations per weight and cell: of the tokens' grid, 24 x 24, or of the
+    # block's output where that has fewer: 42 x 42 latents are halved to 21, 11 and 6, and doubled.
+    cells = 320 * 21**2 + 640 * 11**2 + 1280 * (6**2 + 6**2 + 11**2 + 21**2) + 640 * 24**2
+    assert rows["injection"]["flops"] == 2 * 1024 * cells
     parts = [row for part, row in rows.items() if part != "all"]
     assert rows["all"]["parameters"] == sum(row["parameters"] for row in parts)
     assert rows["all"]["flops"] == sum(row["flops"] for row in parts)

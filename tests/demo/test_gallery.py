@@ -23,6 +23,7 @@ from sketchfusion_plugins.features import HogFeatures, PixelFeatures
 from sketchfusion_plugins.images import open_image, to_tensor
 from sketchfusion_plugins.index import Hit
 from sketchfusion_plugins.inference import gallery as inference
+from sketchfusion_plugins.inference import sharding
 from sketchfusion_plugins.inference.answers import describe
 from sketchfusion_plugins.inference.picture_files import Problems
 
@@ -73,13 +74,13 @@ def test_a_second_start_describes_nothing(
     model = PixelFeatures()
     first = openmoji_gallery(model, described(model, "pixels", SIZE), 4)
     counted: list[int] = []
-    real = inference.describe_files
+    real = sharding.describe_files
 
     def counting(model: Any, paths: Any, *rest: Any, **options: Any) -> Any:
         counted.append(len(paths))
         return real(model, paths, *rest, **options)
 
-    monkeypatch.setattr(inference, "describe_files", counting)
+    monkeypatch.setattr(sharding, "describe_files", counting)
     second = openmoji_gallery(model, described(model, "pixels", SIZE), 4)
     assert counted == [0, 0]
     assert list(second.pictures.items()) == list(first.pictures.items())

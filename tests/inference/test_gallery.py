@@ -15,7 +15,7 @@ pytest.importorskip("faiss")
 
 from sketchfusion_plugins.features import HogFeatures
 from sketchfusion_plugins.index import IndexWriter, SketchIndex
-from sketchfusion_plugins.inference import gallery
+from sketchfusion_plugins.inference import sharding
 from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures, search_pictures
 from sketchfusion_plugins.inference.picture_files import Problems
 
@@ -53,7 +53,7 @@ def test_what_was_committed_survives_and_a_second_run_goes_on(
     options: dict[str, Any] = {"batch_size": 2, "together": together, "progress": False}
 
     described: list[Path] = []
-    real = gallery.describe_files
+    real = sharding.describe_files
 
     def dying(*arguments: Any, **settings: Any) -> Iterator[Any]:
         for number, batch in enumerate(real(*arguments, **settings)):
@@ -61,7 +61,7 @@ def test_what_was_committed_survives_and_a_second_run_goes_on(
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(gallery, "describe_files", dying)
+    monkeypatch.setattr(sharding, "describe_files", dying)
     with pytest.raises(KeyboardInterrupt):
         add_pictures(index, model, _described(model), paths, Problems(), **options)
     assert len(SketchIndex.open(index)) == kept
@@ -71,7 +71,7 @@ def test_what_was_committed_survives_and_a_second_run_goes_on(
             described.extend(part)
             yield part, vectors
 
-    monkeypatch.setattr(gallery, "describe_files", counting)
+    monkeypatch.setattr(sharding, "describe_files", counting)
     result = add_pictures(index, model, _described(model), paths, Problems(), **options)
     assert result == (10 - kept, 10)
     assert described == paths[kept:]
