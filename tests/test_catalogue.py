@@ -39,7 +39,7 @@ def test_sizes_and_parameters_are_the_models_own(entry: CatalogueEntry) -> None:
 
 
 def test_licences_are_those_that_timm_is_told() -> None:
-    from timm_adapters.sketchfusion import TAG_PRESETS, default_cfgs
+    from timm_adapters.variants import TAG_PRESETS, default_cfgs
 
     told = {
         "creativeml-openrail-m (openrail++)": "CreativeML Open RAIL++-M",

@@ -104,7 +104,7 @@ def openmoji_gallery(model: Model, described: GalleryModel, limit: int | None = 
         for found in paths.values()
         for concept, path in zip(chosen, found, strict=True)
     }
-    title = f"{len(chosen)} OpenMoji pictures"
+    title = f"{len(chosen)} OpenMoji pictures (CC BY-SA 4.0)"
     return Gallery(title, indexes["color"], indexes["line"], names)
 
 

@@ -111,7 +111,7 @@ def find_config(variant: str) -> EncoderConfig:
     Raises:
         ValueError: Unknown name; the message lists the valid ones.
     """
-    from timm_adapters.sketchfusion import TAG_PRESETS, default_cfgs
+    from timm_adapters.variants import TAG_PRESETS, default_cfgs
 
     if variant in PRESETS:
         return PRESETS[variant]
@@ -158,7 +158,7 @@ def default_size(name: str) -> int:
         OSError: There is none.
         ValueError: Unknown name.
     """
-    from timm_adapters.sketchfusion import TAG_PRESETS, default_cfgs
+    from timm_adapters.variants import TAG_PRESETS, default_cfgs
 
     if name.startswith("timm:"):
         return int(_timm_config(name)["input_size"][-1])

@@ -51,7 +51,7 @@ def test_every_picture_finds_itself_and_its_drawing_names_it(
     model = HogFeatures()
     concepts = gallery_concepts(6)
     gallery = openmoji_gallery(model, described(model, "hog", SIZE), 6)
-    assert gallery.title == "6 OpenMoji pictures"
+    assert gallery.title == "6 OpenMoji pictures (CC BY-SA 4.0)"
     for concept in concepts:
         (best, *_) = gallery.similar(_describe(model, draw_concept(concept, "color", 128)), 3)
         assert (gallery.name(best.key), best.score) == (concept.name, pytest.approx(1, abs=1e-4))
