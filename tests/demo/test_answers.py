@@ -172,4 +172,4 @@ def test_a_model_without_parts_has_one_map(face: Image.Image) -> None:
     assert demonstration.map_names == ("This model",)
     answer = demonstration.answer(face, demonstration.photo(face))
     assert list(answer.maps) == ["This model"]
-    assert legend.model == "`hog`, 64 px, cpu, 3 OpenMoji pictures."
+    assert legend.model == "`hog`, 64 px, cpu, 3 OpenMoji pictures (CC BY-SA 4.0)."
