@@ -65,11 +65,12 @@ def last_checkpoint(work_dir: str | Path) -> Path | None:
     kill leaves the one cut off or the other empty. Then the newest whole checkpoint counts.
 
     Raises:
-        CheckpointError: There are checkpoints, all of them damaged.
+        CheckpointError: A checkpoint was finished, and every one there is damaged.
     """
     folder = Path(work_dir)
     pointer = folder / "last_checkpoint"
-    named = Path(pointer.read_text().strip()) if pointer.is_file() else Path()
+    name = pointer.read_text().strip() if pointer.is_file() else ""
+    named = Path(name)
     numbered = {
         int(found[1]): path
         for path in folder.glob("*_*.pth")
@@ -86,7 +87,8 @@ def last_checkpoint(work_dir: str | Path) -> Path | None:
             errors.append(error)
             continue
         return path
-    if errors:
+    # Before the first name is written no checkpoint was finished, and none is lost.
+    if errors and name:
         raise errors[0]
     return None
 

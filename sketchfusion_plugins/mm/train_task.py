@@ -10,7 +10,6 @@ from uuid import uuid4
 
 import torch
 from mmengine.config import Config
-from mmengine.dataset import InfiniteSampler
 from mmengine.dist import init_dist
 from mmengine.runner import Runner
 from torch import distributed
@@ -24,6 +23,7 @@ from sketchfusion_plugins.evaluation.judge import Judge
 from sketchfusion_plugins.evaluation.report import Row
 from sketchfusion_plugins.inference.models import find_config
 from sketchfusion_plugins.mm.safe_loading import last_checkpoint
+from sketchfusion_plugins.mm.seeding import NumberedSampler, SeededDraws, SeedIterationHook
 from sketchfusion_plugins.mm.tasks import TaskModel, trained_task
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import build_task
@@ -135,7 +135,7 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
             {"end": config.train_cfg.max_iters, **scheduler} for scheduler in config.param_scheduler
         ],
         default_hooks=config.default_hooks,
-        custom_hooks=config.get("custom_hooks"),
+        custom_hooks=[SeedIterationHook(seed), *(config.get("custom_hooks") or [])],
         load_from=start,
         resume=resume,
         launcher=config.get("launcher", "none"),
@@ -185,10 +185,11 @@ def _settings_of(data: TaskData) -> dict[str, Any]:
 
 def _batches(data: Samples, seed: int, batch_size: int, num_workers: int) -> DataLoader[Any]:
     """Endless batches, each process its own share."""
+    sampler = NumberedSampler(data, shuffle=True, seed=seed)
     return DataLoader(
-        data,
+        SeededDraws(data, seed, sampler.rank),
         batch_size,
-        sampler=InfiniteSampler(data, shuffle=True, seed=seed),
+        sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.accelerator.is_available(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +18,15 @@ from sketchfusion_plugins.demo.pictures import CANVAS
 
 # More make a finer screenshot.
 CONCEPTS = int(os.environ.get("SKETCHFUSION_CONCEPTS", "12"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logs_of_others_stay_open() -> Iterator[None]:
+    # Gradio's server configures logging for the whole process, which closes every log file: those
+    # of trainings in other tests too.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("logging.config._clearExistingHandlers", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session")

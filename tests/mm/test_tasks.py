@@ -212,7 +212,7 @@ def test_checkpoints_hold_no_foundation(name: str, trained: Callable[[str], Any]
     assert (work / "iter_4.pth").stat().st_size < 3 * adapters + 500_000
 
 
-@pytest.mark.parametrize("name", ["recognition", "query_segmentation"])
+@pytest.mark.parametrize("name", TASKS)
 def test_resumed_equals_uninterrupted(
     name: str, trained: Callable[[str], Any], train: Callable[..., Any], tmp_path: Path
 ) -> None:
