@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("gradio")
 pytest.importorskip("pdoc")
 pytest.importorskip("mmseg")
 
