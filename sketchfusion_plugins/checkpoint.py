@@ -338,7 +338,9 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, T
                 f"{path} is of format {found}, expected {(FORMAT, FORMAT_VERSION)}. "
                 "Upgrade sketchfusion-plugins."
             )
-        _ = description["config"], description["prefix"] + ""
+        _ = description["config"]
+        if not isinstance(description["prefix"], str):
+            raise TypeError(f"prefix is {description['prefix']!r}")
         _ = [description["foundations"][key] for key in FOUNDATION_KEYS]
     except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} has an unreadable description: {error!r}.") from error

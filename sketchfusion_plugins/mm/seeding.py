@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from torch.utils.data import Dataset
 
 Draw = tuple[int, int]
@@ -50,7 +49,6 @@ class SeededDraws(Dataset[dict[str, Any]]):
             return self.data[index]
 
 
-@HOOKS.register_module()
 class SeedIterationHook(Hook):  # type: ignore[misc]
     """Seeds torch before every iteration, for losses and dropout.
 
