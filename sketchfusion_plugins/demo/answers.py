@@ -30,6 +30,7 @@ from sketchfusion_plugins.inference.placement import Placement
 from sketchfusion_plugins.tasks.query_segmentation import QuerySegmentation
 from sketchfusion_plugins.tasks.recognition import Recognition
 from sketchfusion_plugins.viz import pca_rgb
+from sketchfusion_plugins.viz.figures import PALETTE, VERMILION
 
 CLASSES = 5
 SIMILAR = 8
@@ -38,8 +39,6 @@ THUMBNAIL = 192
 SHOWN_SIDE = 384
 TILE = 192
 GAP = 6
-# Okabe and Ito's colours, which colour-blind people can tell apart on white and on pictures.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +171,7 @@ class Demonstration:
             edges = [round(value * scale) for value in corners]
             frame = [max(edges[0], 1), max(edges[1], 1)]
             frame += [min(edges[2], shown.width - 2), min(edges[3], shown.height - 2)]
-            ImageDraw.Draw(shown).rectangle(frame, outline=COLOURS[1], width=3)
+            ImageDraw.Draw(shown).rectangle(frame, outline=VERMILION, width=3)
         return shown
 
     def _matches(
@@ -243,7 +242,7 @@ def _dotted(image: Image.Image, points: Tensor) -> Image.Image:
         x = min(max(x, radius), shown.width - 1 - radius)
         y = min(max(y, radius), shown.height - 1 - radius)
         circle = (x - radius, y - radius, x + radius, y + radius)
-        colour = COLOURS[number % len(COLOURS)]
+        colour = PALETTE[number % len(PALETTE)]
         pen.ellipse(circle, fill=colour, outline="white", width=max(1, round(radius / 6)))
         pen.text((x, y), str(number + 1), "white", font, anchor="mm")
     return shown

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sketchfusion_plugins.demo.answers import CLASSES, COLOURS, POINTS, Demonstration, add_point
+from sketchfusion_plugins.demo.answers import CLASSES, POINTS, Demonstration, add_point
 from sketchfusion_plugins.demo.gallery import Gallery
 from sketchfusion_plugins.demo.legend import Legend
 from sketchfusion_plugins.demo.pictures import CANVAS, PictureError, find_ink
@@ -17,6 +17,7 @@ from sketchfusion_plugins.demo.scenes import example_sketch, scene_concepts
 from sketchfusion_plugins.inference.answers import features_of
 from sketchfusion_plugins.tasks.query_segmentation import QuerySegmentation
 from sketchfusion_plugins.tasks.recognition import Recognition
+from sketchfusion_plugins.viz.figures import PALETTE
 
 
 def _centre(picture: Image.Image, colour: str) -> tuple[float, float]:
@@ -92,7 +93,7 @@ def test_points_are_found_where_they_are_in_the_same_picture(
     asked = [(120.0, 90.0), (195.0, 315.0)]
     answer = demonstration.answer(face, photo, asked)
     scale = answer.photo_points.width / cut.width
-    for (x, y), colour in zip(asked, COLOURS, strict=False):
+    for (x, y), colour in zip(asked, PALETTE, strict=False):
         assert _centre(answer.sketch_points, colour) == pytest.approx((x, y), abs=1.5)
         expected = ((x - box.left) * scale, (y - box.top) * scale)
         # Within a cell of 8 px at 128 px.
