@@ -187,6 +187,8 @@ def build_page(demonstration: Demonstration, legend: Legend) -> gr.Blocks:
             "inputs": [drawing, photo, points],
             "outputs": [status, *columns, *results],
             **turn,
+            "show_progress": "minimal",
+            "show_progress_on": status,
         }
         drawing.input(**ask, trigger_mode="always_last")
         for button, function, inputs, output in (

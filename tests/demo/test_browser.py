@@ -121,13 +121,14 @@ def _draw(page: Any, strokes: list[Stroke]) -> None:
 
 
 def _settle(page: Any, since: dict[str, Any] | None = None, what: str = "maps") -> dict[str, Any]:
-    """What is shown, once ``what`` is no longer as it was and nothing changes any more."""
+    """What is shown once no answer is awaited, and ``what`` is no longer as it was."""
     found: dict[str, Any] = {}
     for _ in range(PATIENCE // 700):
         page.wait_for_timeout(700)
         former, found = found, _shown(page)
         changed = since is None or found[what] != since[what]
-        if changed and found == former and found["status"].startswith("Answered"):
+        settled = changed and found == former and not found["awaited"]
+        if settled and found["status"].startswith("Answered"):
             return found
     raise AssertionError(f"{what} did not settle: {found}")
 
@@ -136,6 +137,8 @@ def _shown(page: Any) -> dict[str, Any]:
     sources = "nodes => nodes.map(node => node.naturalWidth ? node.src : '')"
     return {
         "status": page.locator("#status").inner_text(),
+        # The answer shown may be to the strokes before.
+        "awaited": page.locator("#status .pending").count() > 0,
         "classes": page.locator("#classes").inner_text() if _visible(page, "#classes") else "",
         "gallery": page.locator("#similar img").evaluate_all(sources),
         "part": page.locator("#part img").evaluate_all(sources),
