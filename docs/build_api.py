@@ -19,8 +19,9 @@ import sketchfusion_plugins
 
 # Configs of mmengine are no modules, and the other one is run, not imported.
 NO_MODULES = ("sketchfusion_plugins.task_configs", "sketchfusion_plugins.__main__")
-# Named tuples and an mmcv decorator that pdoc shows well enough; the text itself is not at fault.
-HARMLESS = ("Error parsing type annotation", "cannot create weak reference")
+# Named tuples and an mmcv decorator that pdoc shows well enough, and sources that lie beside the
+# installed package, which is the one that is documented.
+HARMLESS = ("Error parsing type annotation", "cannot create weak reference", "may refer to either")
 
 
 def list_modules(name: str) -> Iterator[str]:
