@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sketchfusion_plugins.import_hooks import follow_import
 
 if TYPE_CHECKING:
-    from sketchfusion_plugins.checkpoint import CheckpointError
+    from sketchfusion_plugins.adapter_file import CheckpointError
     from sketchfusion_plugins.config import EncoderConfig
     from sketchfusion_plugins.encoder import FeatureLevels, SketchFusionEncoder
     from sketchfusion_plugins.images import open_image, to_tensor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _MODULES = {
-    "CheckpointError": "checkpoint",
+    "CheckpointError": "adapter_file",
     "EncoderConfig": "config",
     "FeatureLevels": "encoder",
     "SketchFusionEncoder": "encoder",

@@ -359,7 +359,8 @@ class SketchFusionEncoder(nn.Module):
             CheckpointError: The checkpoint is damaged, or made for other foundations.
             OSError: It, or its foundations, cannot be found.
         """
-        from sketchfusion_plugins.checkpoint import load_adapters, read_config
+        from sketchfusion_plugins.adapter_file import read_config
+        from sketchfusion_plugins.checkpoint import load_adapters
 
         config = read_config(source, revision=revision)
         encoder = cls(config.replace(**changes), allow_pickle=allow_pickle)
@@ -368,7 +369,7 @@ class SketchFusionEncoder(nn.Module):
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the adapters; see `sketchfusion_plugins.checkpoint.push_adapters`."""
-        from sketchfusion_plugins.checkpoint import push_adapters
+        from sketchfusion_plugins.publish import push_adapters
 
         return push_adapters(self, repo_id, **options)
 

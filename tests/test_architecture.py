@@ -21,11 +21,11 @@ PACKAGES = ("sketchfusion_plugins", "timm_adapters")
 # Rooms by floor, the lowest first; a room imports from lower floors alone. A package is one room.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("files", "hub", "noise", "images", "summary", "mmseg_scripts", "metrics", "heads"),
-    ("config", "frequency", "viz", "data", "stroke_metrics", "losses", "index", "task_configs"),
-    ("presets", "null_prompt", "semantic", "injection", "aggregation", "checkpoint", "baselines"),
-    ("denoiser", "import_hooks"),
-    ("diffusion",),
-    ("encoder",),
+    ("config", "fingerprint", "frequency", "viz", "data", "stroke_metrics", "losses", "index"),
+    ("presets", "null_prompt", "semantic", "injection", "aggregation", "adapter_file", "baselines"),
+    ("denoiser", "checkpoint", "import_hooks"),
+    ("diffusion", "publish"),
+    ("encoder", "task_configs"),
     ("features", "maps", "cache", "timm_adapters", "catalogue"),
     ("tasks",),
     ("evaluation", "inference"),
@@ -33,7 +33,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("__main__",),
 )
-CORE = ("files", "hub", "noise", "images", "config", *FLOORS[2], *FLOORS[3], *FLOORS[4], "encoder")
+ROOTS = ("files", "hub", "noise", "images", "config", "fingerprint")
+CORE = (*ROOTS, *FLOORS[2], *FLOORS[3], *FLOORS[4], "encoder")
 OUTER = {"timm_adapters", "typer", "rich", "gradio", "mmengine", "mmseg", "mmcv"}
 
 

@@ -16,14 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sketchfusion_plugins import SketchFusionEncoder, preset
-from sketchfusion_plugins.checkpoint import (
-    WEIGHTS_FILE,
-    MisfitError,
-    adapter_state,
-    fingerprint,
-    load_adapters,
-    read_config,
-)
+from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, MisfitError, read_config
+from sketchfusion_plugins.checkpoint import adapter_state, fingerprint, load_adapters
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, WEIGHTS_FOLDER, bundled_weights
 from sketchfusion_plugins.inference.models import config_of, default_size, identify, open_model
 

@@ -18,14 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sketchfusion_plugins import CheckpointError, SketchFusionEncoder, preset
+from sketchfusion_plugins.adapter_file import CONFIG_FILE, WEIGHTS_FILE, read_config
 from sketchfusion_plugins.checkpoint import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
     adapter_state,
     find_encoder,
     fingerprint,
     load_adapters,
-    read_config,
     save_adapters,
 )
 from sketchfusion_plugins.config import EncoderConfig

@@ -9,7 +9,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
-from sketchfusion_plugins.checkpoint import WEIGHTS_FILE, MisfitError
+from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, MisfitError
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, bundled_weights
 from timm_adapters.sketchfusion import SketchFusion

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from sketchfusion_plugins.cache.store import FeatureStore, tensor_bytes
-from sketchfusion_plugins.checkpoint import fingerprint_modules
 from sketchfusion_plugins.encoder import FeatureLevels, FoundationOutputs, SketchFusionEncoder
+from sketchfusion_plugins.fingerprint import fingerprint_modules
 from sketchfusion_plugins.images import check_image
 
 Keep = Literal["foundations", "results"]

@@ -20,14 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sketchfusion_plugins.checkpoint import (
-    WEIGHTS_FILE,
-    adapter_state,
-    fingerprint,
-    read_config,
-    read_image_size,
-    read_task,
-)
+from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, read_config, read_image_size, read_task
+from sketchfusion_plugins.checkpoint import adapter_state, fingerprint
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.features import (

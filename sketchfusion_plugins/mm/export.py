@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sketchfusion_plugins.checkpoint import CheckpointError
+from sketchfusion_plugins.adapter_file import CheckpointError
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.files import replacing, write_text
 from sketchfusion_plugins.hub import bundled_architectures, explain_loading, read_json

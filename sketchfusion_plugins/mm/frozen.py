@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sketchfusion_plugins.checkpoint import CheckpointError, find_encoder, fingerprint
+from sketchfusion_plugins.adapter_file import CheckpointError
+from sketchfusion_plugins.checkpoint import find_encoder, fingerprint
 
 FINGERPRINT = "foundation_fingerprint"
 NULL_EMBEDDING = "diffusion.denoiser.null_embedding"

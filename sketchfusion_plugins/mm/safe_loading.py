@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
-from sketchfusion_plugins.checkpoint import CheckpointError
+from sketchfusion_plugins.adapter_file import CheckpointError
 
 
 def allow_history() -> None:

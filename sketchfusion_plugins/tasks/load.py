@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sketchfusion_plugins.checkpoint import (
+from sketchfusion_plugins.adapter_file import (
     CheckpointError,
-    load_adapters,
     read_config,
     read_image_size,
     read_task,
 )
+from sketchfusion_plugins.checkpoint import load_adapters
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.correspondence import Correspondence

@@ -11,15 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sketchfusion_plugins import CheckpointError, SketchFusionEncoder
-from sketchfusion_plugins.checkpoint import (
+from sketchfusion_plugins.adapter_file import (
     FORMAT_VERSION,
     WEIGHTS_FILE,
-    adapter_state,
-    load_adapters,
     read_config,
     read_image_size,
     read_task,
 )
+from sketchfusion_plugins.checkpoint import adapter_state, load_adapters
 from sketchfusion_plugins.tasks.load import load_task
 
 # A recognition task on the bundled foundations, saved by every version of the format. What is in

@@ -19,13 +19,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from sketchfusion_plugins import CheckpointError, SketchFusionEncoder
-from sketchfusion_plugins.checkpoint import (
-    WEIGHTS_FILE,
-    load_adapters,
-    read_config,
-    read_image_size,
-    read_task,
-)
+from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, read_config, read_image_size, read_task
+from sketchfusion_plugins.checkpoint import load_adapters
 from sketchfusion_plugins.config import (
     AggregationConfig,
     DiffusionConfig,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sketchfusion_plugins import SketchFusionEncoder, preset
-from sketchfusion_plugins.checkpoint import CheckpointError
+from sketchfusion_plugins.adapter_file import CheckpointError
 from sketchfusion_plugins.features import (
     ClipFeatures,
     ConcatenatedFeatures,

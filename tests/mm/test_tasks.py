@@ -20,7 +20,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch.utils.data import default_collate
 
-from sketchfusion_plugins.checkpoint import CheckpointError, adapter_state
+from sketchfusion_plugins.adapter_file import CheckpointError
+from sketchfusion_plugins.checkpoint import adapter_state
 from sketchfusion_plugins.data.sources import load_task_data
 from sketchfusion_plugins.data.task_data import TaskData
 from sketchfusion_plugins.encoder import SketchFusionEncoder

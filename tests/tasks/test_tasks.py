@@ -14,12 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sketchfusion_plugins.checkpoint import (
-    CheckpointError,
-    read_image_size,
-    read_task,
-    save_adapters,
-)
+from sketchfusion_plugins.adapter_file import CheckpointError, read_image_size, read_task
+from sketchfusion_plugins.checkpoint import save_adapters
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.heads.matching import match_points
 from sketchfusion_plugins.heads.query import ink_cells

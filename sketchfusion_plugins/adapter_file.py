@@ -1,0 +1,170 @@
+"""The file that adapters lie in: what it holds, where it is found, and how it is read.
+
+``adapters.safetensors`` describes itself in its header. A ``config.json`` beside it is for people.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sketchfusion_plugins.config import EncoderConfig
+from sketchfusion_plugins.hub import bundled_weights, explain_loading
+
+WEIGHTS_FILE = "adapters.safetensors"
+CONFIG_FILE = "config.json"
+FORMAT = "sketchfusion-adapters"
+FORMAT_VERSION = 1
+FOUNDATION_KEYS = (
+    "diffusion",
+    "diffusion_revision",
+    "unet_file",
+    "semantic",
+    "semantic_revision",
+    "weights",
+    "fingerprint",
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, of another kind, or made for another model."""
+
+
+class MisfitError(CheckpointError):
+    """A sound checkpoint that was made for another model."""
+
+
+def read_config(source: str | Path, *, revision: str | None = None) -> EncoderConfig:
+    """Configuration of the encoder whose adapters a checkpoint holds.
+
+    Raises:
+        CheckpointError: Damaged file.
+        OSError: Not found.
+    """
+    path = locate(source, revision)
+    description, _ = read(path, tensors=False)
+    return parse_config(path, description)
+
+
+def read_task(
+    source: str | Path, *, revision: str | None = None
+) -> tuple[str, dict[str, Any]] | None:
+    """Name and settings of the task whose head a checkpoint holds; None if it holds none.
+
+    Raises:
+        CheckpointError: Damaged file.
+        OSError: Not found.
+    """
+    path = locate(source, revision)
+    description, _ = read(path, tensors=False)
+    task = description.get("task")
+    if task is None:
+        return None
+    try:
+        return str(task["name"]), dict(task["settings"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has an unreadable task {task!r}: {error!r}.") from error
+
+
+def read_image_size(source: str | Path, *, revision: str | None = None) -> int | None:
+    """Side, in pixels, of the square images that a checkpoint's task was trained on.
+
+    None if the checkpoint holds no task, or one that does not say: it was not trained by
+    `sketchfusion train`, or by a version that did not write it down.
+
+    Raises:
+        CheckpointError: Damaged file.
+        OSError: Not found.
+    """
+    path = locate(source, revision)
+    description, _ = read(path, tensors=False)
+    task = description.get("task")
+    size = task.get("image_size") if isinstance(task, dict) else None
+    if size is not None and (type(size) is not int or size < 1):
+        raise CheckpointError(
+            f"{path} has an unreadable image size, expected pixels of at least 1, got {size!r}."
+        )
+    return size
+
+
+def locate(source: str | Path, revision: str | None) -> Path:
+    """Path of a safetensors file: given, in a folder, packaged, or fetched from the hub.
+
+    Raises:
+        OSError: Not found.
+    """
+    path = bundled_weights(str(source)) or Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if not (path / WEIGHTS_FILE).is_file():
+            held = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
+            raise OSError(f"expected {WEIGHTS_FILE} in {path}, which holds {held}.")
+        return path / WEIGHTS_FILE
+    if path.is_absolute() or len(Path(source).parts) != 2:
+        raise OSError(
+            f"no adapters at {source}. Give a folder written by save_pretrained, or a Hugging Face "
+            "id 'owner/name'."
+        )
+    from huggingface_hub import hf_hub_download
+
+    with explain_loading("adapters", str(source), revision):
+        return Path(hf_hub_download(str(source), WEIGHTS_FILE, revision=revision))
+
+
+def read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description in a file, checked, and its tensors, none unless asked for.
+
+    Raises:
+        CheckpointError: Damaged file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            text = (file.metadata() or {}).get("sketchfusion")
+            state = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118
+    # torch has not every type that a header may name.
+    except (SafetensorError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file ({error}). Copy or train it again."
+        ) from error
+    if text is None:
+        raise CheckpointError(
+            f"{path} holds no SketchFusion adapters: its safetensors header lacks the "
+            "'sketchfusion' entry that save_pretrained writes."
+        )
+    try:
+        description = json.loads(text)
+        found = description["format"], description["format_version"]
+        # Before the rest is looked at: another version may have it otherwise.
+        if found != (FORMAT, FORMAT_VERSION):
+            raise CheckpointError(
+                f"{path} is of format {found}, expected {(FORMAT, FORMAT_VERSION)}. "
+                "Upgrade sketchfusion-plugins."
+            )
+        _ = description["config"]
+        if not isinstance(description["prefix"], str):
+            raise TypeError(f"prefix is {description['prefix']!r}")
+        _ = [description["foundations"][key] for key in FOUNDATION_KEYS]
+    except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} has an unreadable description: {error!r}.") from error
+    return description, state
+
+
+def parse_config(path: Path, description: dict[str, Any]) -> EncoderConfig:
+    """Configuration in a file's description.
+
+    Raises:
+        CheckpointError: This version does not read it.
+    """
+    try:
+        return EncoderConfig.from_dict(description["config"])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} has a configuration that this version does not read: {error} It was written "
+            f"by version {description.get('sketchfusion_plugins')}."
+        ) from error
