@@ -20,7 +20,7 @@ def test_every_module_has_its_page_and_its_docstrings(tmp_path: Path) -> None:
     # As in a folder of sources whose wheel is installed: two places go by the package's name.
     (tmp_path / "sketchfusion_plugins").mkdir()
     (tmp_path / "sketchfusion_plugins" / "__init__.py").touch()
-    command = [sys.executable, str(ROOT / "docs" / "build_api.py"), "--out", str(tmp_path)]
+    command = [sys.executable, str(ROOT / ".ci" / "build_api.py"), "--out", str(tmp_path)]
     built = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     for package in ("sketchfusion_plugins", "timm_adapters"):

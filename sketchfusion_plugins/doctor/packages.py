@@ -23,7 +23,7 @@ UNLOCKS = {
     "all": "everything below but dev and mmseg-upstream",
     "demo": "sketchfusion demo: a page to draw on",
     "dev": "tests, lint and types",
-    "docs": "API reference: python docs/build_api.py",
+    "docs": "API reference: python .ci/build_api.py",
     "mmseg": "MMSegmentation by its maintained forks: mm-train, mm-export",
     "mmseg-upstream": "MMSegmentation by OpenMMLab's last releases, instead of mmseg",
     "parquet": "features --out FILE.parquet, Quick, Draw! from parquet",

@@ -1,6 +1,6 @@
 """Build the API reference from the docstrings, as a folder of HTML files.
 
-    pip install ".[all,docs]" && python docs/build_api.py --out build/api
+    pip install ".[all,docs]" && python .ci/build_api.py --out build/api
 
 Ends with status 1 where a module cannot be imported or a docstring or annotation not be understood.
 """
