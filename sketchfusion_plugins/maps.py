@@ -6,6 +6,9 @@ from torch import Tensor
 
 from sketchfusion_plugins.encoder import FeatureLevels, SketchFusionEncoder
 
+DIFFUSION = "SD"
+CLIP = "CLIP"
+FUSED = "fused"
 AGGREGATED = "aggregated"
 
 
@@ -13,6 +16,8 @@ def all_maps(
     encoder: SketchFusionEncoder, image: Tensor, *, seed: int | None = None
 ) -> dict[str, Tensor]:
     """Levels of Stable Diffusion, CLIP's tokens, fused levels and what they are aggregated to.
+
+    VAE and CLIP run once, the UNet twice: with and without injected tokens.
 
     Args:
         encoder: The encoder.
@@ -27,12 +32,15 @@ def all_maps(
     Raises:
         TypeError, ValueError: See `sketchfusion_plugins.images.check_image`.
     """
-    maps = _named("SD", encoder.forward_levels(image, seed=seed, fuse=False))
-    maps["CLIP"] = encoder.forward_tokens(image)
-    fused = encoder.forward_levels(image, seed=seed)
-    maps |= _named("fused", fused)
+    encoded = encoder.encode(image, seed=seed)
+    tokens = encoded.tokens
+    maps = _named(DIFFUSION, encoder.forward_levels(encoded, seed=seed, fuse=False))
+    # Where nothing is injected, nothing has asked for tokens yet.
+    maps[CLIP] = encoder.forward_tokens(image) if tokens is None else tokens.to(encoder.dtype)
+    fused = encoder.forward_levels(encoded, seed=seed)
+    maps |= _named(FUSED, fused)
     if encoder.config.aggregation is not None:
-        found = encoder.aggregate(fused, (image.shape[-2], image.shape[-1]))
+        found = encoder.aggregate(fused, encoded.image_size)
         strides = encoder.config.aggregation.stride
         if isinstance(found, Tensor):
             maps[AGGREGATED] = found

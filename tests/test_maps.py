@@ -32,6 +32,31 @@ def test_maps_are_those_of_the_encoder(build: Any, sketches: Any) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"injection__sites": ()}, {"diffusion__posterior": "sample", "diffusion__ensemble": 2}],
+    ids=["usual", "nothing injected", "sampled"],
+)
+def test_foundations_run_once_and_give_what_separate_calls_give(
+    build: Any, sketches: Any, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, image = build(**changes), sketches(2, 72, 56)
+    plain = encoder.forward_levels(image, seed=3, fuse=False)
+    fused = encoder.forward_levels(image, seed=3)
+    expected = [*plain.maps, encoder.forward_tokens(image), *fused.maps, encoder(image, seed=3)]
+    ran: list[str] = []
+    encoder.semantic.register_forward_hook(lambda *_: ran.append("CLIP"))
+    encode = encoder.diffusion.encode
+    monkeypatch.setattr(
+        encoder.diffusion, "encode", lambda *given: ran.append("VAE") or encode(*given)
+    )
+    found = list(all_maps(encoder, image, seed=3).values())
+    assert sorted(ran) == ["CLIP", "VAE"]
+    assert len(found) == len(expected)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@torch.no_grad()
 def test_pyramids_have_a_map_per_stride(build: Any, sketches: Any) -> None:
     encoder, image = build(aggregation__stride=(8, 16)), sketches(1)
     maps = all_maps(encoder, image)

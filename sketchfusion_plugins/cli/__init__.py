@@ -67,9 +67,13 @@ def _add(
 ) -> None:
     """Register a verb; its docstring is its help, the example in it stands below the options."""
     text, _, example = str(inspect.getdoc(verb)).partition("Example: ")
-    to.command(
-        name, help=text.strip(), epilog=f"Example: {example}", rich_help_panel=panel, **settings
-    )(verb)
+    # Where lines of the docstring end says nothing of a terminal's width, and an example is to be
+    # copied from a line of its own.
+    paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    told = "\n\n".join(paragraphs).strip()
+    to.command(name, help=told, epilog=f"Example:\n\n{example}", rich_help_panel=panel, **settings)(
+        verb
+    )
 
 
 _add(app, quickstart, START)

@@ -49,7 +49,7 @@ def analyse(
 
     Every level of Stable Diffusion, CLIP's tokens, fused levels and the aggregated map.
 
-    Example: sketchfusion analyse drawings photos --model sketchfusion/tiny --control --out spectra
+    Example: sketchfusion analyse drawings photos --model sketchfusion/tiny --out spectra
     """
     with errors_in_one_line():
         from sketchfusion_plugins.checkpoint import find_encoder

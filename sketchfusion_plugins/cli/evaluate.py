@@ -40,7 +40,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--model",
-            help="As of the other commands; may be given several times.",
+            help="Model, named as for the other commands (sketchfusion models lists them); at "
+            "least one, may be given several times.",
             autocompletion=complete_model,
         ),
     ] = None,
@@ -49,7 +50,7 @@ def evaluate(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for TASK.json and TASK.md; continued."),
+        typer.Option(help="Folder for TASK.json and TASK.md; goes on with what is there."),
     ] = None,
     size: SizeOption = None,
     limit: Annotated[
@@ -64,7 +65,7 @@ def evaluate(
 ) -> None:
     """Judge models on a task's held-out data, with 95 % intervals.
 
-    Example: sketchfusion evaluate retrieval --model runs/retrieval/adapters --ladder --out report
+    Example: sketchfusion evaluate retrieval --model runs/retrieval/adapters --ladder
     """
     names = list(dict.fromkeys(models or []))
     if not names:

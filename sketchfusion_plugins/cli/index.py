@@ -53,7 +53,7 @@ def build(
 ) -> None:
     """Describe pictures and put them into a new index; a second run goes on where one stopped.
 
-    Example: sketchfusion index build photos --out photos.index --model runs/retrieval/adapters
+    Example: sketchfusion index build photos --out photos.index --model sketchfusion/tiny
     """
     with errors_in_one_line():
         from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures

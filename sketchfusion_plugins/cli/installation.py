@@ -40,7 +40,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 def models(as_json: JsonOption = False) -> None:
-    """List presets and timm models: foundations, size, parameters, weights here, licences.
+    """List presets and timm models: size, parameters, licences, and which weights are here.
 
     Weights are bundled with the package, cached by Hugging Face's hub, or missing: downloaded when
     they are asked for. Nothing is loaded.

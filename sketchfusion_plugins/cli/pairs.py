@@ -45,7 +45,7 @@ def match(
 ) -> None:
     """Find a sketch's points in a photo; all points are in the pictures' own pixels.
 
-    Example: sketchfusion match sketch.png photo.jpg --model paper --points 120,80 --points 40,200
+    Example: sketchfusion match cat.png photo.jpg --model sketchfusion/tiny --points 120,80
     """
     given = [_point(text) for text in points or []]
     with errors_in_one_line(), working("matching"):

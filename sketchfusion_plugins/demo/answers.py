@@ -14,8 +14,7 @@ from torch import Tensor
 from sketchfusion_plugins.demo.gallery import Gallery
 from sketchfusion_plugins.demo.pictures import Box, PictureError, find_ink
 from sketchfusion_plugins.demo.windows import Windows, describe_windows
-from sketchfusion_plugins.encoder import SketchFusionEncoder
-from sketchfusion_plugins.features import ClipFeatures, DiffusionFeatures
+from sketchfusion_plugins.features import FusedFeatures, join
 from sketchfusion_plugins.heads.matching import match_points
 from sketchfusion_plugins.images import open_image, to_tensor
 from sketchfusion_plugins.inference.answers import (
@@ -27,6 +26,7 @@ from sketchfusion_plugins.inference.answers import (
     spread_over_ink,
 )
 from sketchfusion_plugins.inference.placement import Placement
+from sketchfusion_plugins.maps import AGGREGATED, CLIP, DIFFUSION, all_maps
 from sketchfusion_plugins.tasks.query_segmentation import QuerySegmentation
 from sketchfusion_plugins.tasks.recognition import Recognition
 from sketchfusion_plugins.viz import pca_rgb
@@ -39,6 +39,7 @@ THUMBNAIL = 192
 SHOWN_SIDE = 384
 TILE = 192
 GAP = 6
+FUSION = ("Stable Diffusion", "CLIP", "Fused")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,11 +61,12 @@ class Answer:
 
     Attributes:
         classes: Names with their shares or probabilities, best first.
-        similar: Pictures with their key, name and cosine similarity, best first.
+        similar: Pictures with their file, name and cosine similarity, best first.
         part: The photo, lighter where the drawing was not found.
         sketch_points: The sketch with numbered points.
         photo_points: The photo with the points where they were found.
-        maps: The sketch's map beside that of the photo's part, in colours, by their model's name.
+        maps: The sketch's map beside that of the photo's part, in colours, by their model's name;
+            both in one basis, so that equal colours are equal features.
     """
 
     classes: list[tuple[str, float]]
@@ -88,14 +90,13 @@ class Demonstration:
         self.model, self.gallery, self.size = model, gallery, size
         self.learned_classes = isinstance(model, Recognition)
         self.learned_parts = isinstance(model, QuerySegmentation)
-        encoders = (part for part in model.modules() if isinstance(part, SketchFusionEncoder))
-        self._encoder = next(encoders, None)
+        features = features_of(model)
+        self._encoder = features.encoder if isinstance(features, FusedFeatures) else None
 
     @property
     def map_names(self) -> tuple[str, ...]:
         """Names of the maps that an answer has."""
-        own = ("Stable Diffusion", "CLIP", "Fused")
-        return ("This model",) if self._encoder is None else own
+        return ("This model",) if self._encoder is None else FUSION
 
     @torch.inference_mode()
     def photo(self, image: Image.Image) -> Photo:
@@ -122,16 +123,19 @@ class Demonstration:
         descriptor = describe(self.model, image)[0]
         box, _ = photo.windows.best(descriptor)
         pair = torch.cat([image, self._tensor(box.crop(photo.image))]).to(device_of(self.model))
-        fused = features_of(self.model)(pair).float()
+        maps = self._maps(pair)
         asked = [(x - ink.left, y - ink.top) for x, y in points]
-        start, end = self._matches(pair, fused, torch.tensor(asked), ink.side, box.side)
+        start, end = self._matches(pair, maps[-1], torch.tensor(asked), ink.side, box.side)
         return Answer(
             self._classes(image, descriptor),
             self._similar(descriptor),
             self._part(drawing, photo.image, box),
             _dotted(sketch, start + torch.tensor([ink.left, ink.top])),
             _dotted(photo.image, end + torch.tensor([box.left, box.top])),
-            self._maps(pair, fused),
+            {
+                name: _side_by_side(pca_rgb(values))
+                for name, values in zip(self.map_names, maps, strict=True)
+            },
         )
 
     def _classes(self, image: Tensor, descriptor: Tensor) -> list[tuple[str, float]]:
@@ -145,13 +149,14 @@ class Demonstration:
     def _similar(self, descriptor: Tensor) -> list[tuple[str, str, float, Image.Image]]:
         found = []
         for hit in self.gallery.similar(descriptor, SIMILAR):
+            place = self.gallery.picture(hit.key)
             try:
-                picture = open_image(hit.key)
+                picture = open_image(place)
             except OSError:
                 # The user has moved or deleted it since it was described.
                 continue
             picture.thumbnail((THUMBNAIL, THUMBNAIL))
-            found.append((hit.key, self.gallery.name(hit.key), hit.score, picture))
+            found.append((place, self.gallery.name(hit.key), hit.score, picture))
         return found
 
     def _part(self, drawing: Image.Image, photo: Image.Image, box: Box) -> Image.Image:
@@ -195,16 +200,13 @@ class Demonstration:
         found = end[0].cpu().clamp(0, self.size)
         return start * (side / self.size), found * (part_side / self.size)
 
-    def _maps(self, pair: Tensor, fused: Tensor) -> dict[str, Image.Image]:
-        """Maps of sketch and photo in one basis: equal colours are equal features."""
-        maps = [fused]
-        if self._encoder is not None:
-            parts = (DiffusionFeatures(self._encoder), ClipFeatures(self._encoder))
-            maps = [*(part(pair) for part in parts), fused]
-        return {
-            name: _side_by_side(pca_rgb(values))
-            for name, values in zip(self.map_names, maps, strict=True)
-        }
+    def _maps(self, pair: Tensor) -> tuple[Tensor, ...]:
+        """Maps of sketch and photo, in the order of `map_names`; the model's own is the last."""
+        if self._encoder is None:
+            return (features_of(self.model)(pair).float(),)
+        found = all_maps(self._encoder, pair)
+        levels = [own for name, own in found.items() if name.startswith(DIFFUSION)]
+        return join(levels), found[CLIP], found[AGGREGATED].float()
 
     def _tensor(self, image: Image.Image) -> Tensor:
         return to_tensor(image, self.size)[None]

@@ -76,6 +76,8 @@ canvas.addEventListener("pointerdown", (event) => {{
   canvas.setPointerCapture(event.pointerId);
   stroke = [place(event)];
   strokes.push(stroke);
+  // The answer to its end would wait for one to its beginning.
+  sent = Date.now();
   redraw();
 }});
 canvas.addEventListener("pointermove", (event) => {{

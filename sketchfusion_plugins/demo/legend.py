@@ -14,12 +14,14 @@ class Legend:
     Attributes:
         model: The model, as who wants to repeat a result must name it.
         classes: Where class names come from, and how often they are right.
+        similar: What drawings are compared with.
         part: How the part of the photo is found.
         points: How points are found.
     """
 
     model: str
     classes: str
+    similar: str
     part: str
     points: str
 
@@ -32,6 +34,11 @@ class Legend:
             else "The model has learned no classes: the nearest pictures of the gallery vote with "
             "their names. Take them as hints."
         )
+        similar = (
+            "Found by the black line drawing of each, which is what your drawing is compared with."
+            if demonstration.gallery.shown
+            else "Your drawing is compared with these pictures themselves."
+        )
         part = (
             "The part that the model was trained to find."
             if demonstration.learned_parts
@@ -42,4 +49,4 @@ class Legend:
             "Points of the drawing, and where features in the outlined part are most like theirs: "
             f"worth something where that part is the right one. Up to {POINTS} of your own."
         )
-        return cls(model, classes, part, points)
+        return cls(model, classes, similar, part, points)

@@ -46,7 +46,8 @@ CSS = """
 #similar .thumbnail-lg { display: flex; flex-direction: column; aspect-ratio: auto; height: auto; }
 #similar .thumbnail-lg img { aspect-ratio: 1; height: auto; padding: 6px; }
 #similar .caption-label { position: static; max-width: none; width: 100%; border: 0;
-  white-space: normal; text-align: center; font-size: 12px; line-height: 1.25; }
+  white-space: normal; overflow-wrap: anywhere; text-overflow: clip; text-align: center;
+  font-size: 12px; line-height: 1.25; }
 """
 
 
@@ -107,6 +108,7 @@ def build_page(demonstration: Demonstration, legend: Legend) -> gr.Blocks:
                         format="png",
                         elem_id="similar",
                     )
+                    gr.Markdown(legend.similar)
         with gr.Row(visible=False) as photo_row:
             with gr.Column(scale=5, min_width=320):
                 gr.Markdown("### Where in the photo")

@@ -17,7 +17,13 @@ from sketchfusion_plugins.demo.answers import Demonstration
 from sketchfusion_plugins.demo.gallery import openmoji_gallery, own_gallery
 from sketchfusion_plugins.demo.legend import Legend
 from sketchfusion_plugins.inference.gallery import GalleryModel
-from sketchfusion_plugins.inference.models import Weights, default_size, identify, open_model
+from sketchfusion_plugins.inference.models import (
+    Weights,
+    default_size,
+    find_config,
+    identify,
+    open_model,
+)
 
 if TYPE_CHECKING:
     import gradio
@@ -65,8 +71,8 @@ def prepare(
     else:
         pictures = openmoji_gallery(opened, described, concepts)
     demonstration = Demonstration(opened, pictures, side)
-    place = f"{side} px, {device}, {pictures.title}"
-    return demonstration, Legend.of(demonstration, f"`{identify(model, weights)}`, {place}.")
+    told = f"`{identify(model, weights)}` at {side} px on {device}; {pictures.title}."
+    return demonstration, Legend.of(demonstration, told + _caution(model, weights))
 
 
 @contextmanager
@@ -117,6 +123,17 @@ def serving(
             yield address
         finally:
             page.close(verbose=False)
+
+
+def _caution(model: str, weights: Weights) -> str:
+    """What a visitor cannot know of a model that nobody has trained."""
+    if weights == "random" and identify(model, weights) != identify(model):
+        return " Its weights are random: answers show how the page works, not what a model can do."
+    try:
+        find_config(model)
+    except ValueError:
+        return ""
+    return " Its injection and aggregation are untrained: answers are weaker than they could be."
 
 
 class LimitedRequests:

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -52,16 +53,17 @@ def test_all_commands_are_there() -> None:
 
 
 def _example(trail: tuple[str, ...]) -> str:
-    (example,) = re.findall(r"^Example: sketchfusion (.+)", COMMANDS[trail].epilog)
+    (example,) = re.findall(r"^Example:\n\nsketchfusion (.+)$", COMMANDS[trail].epilog)
     return str(example)
 
 
 @pytest.mark.parametrize("trail", COMMANDS, ids=" ".join)
 def test_help_shows_an_example_that_parses(trail: tuple[str, ...]) -> None:
     command, example = COMMANDS[trail], _example(trail)
-    shown = CliRunner().invoke(app, [*trail, "--help"], env={"COLUMNS": "200"})
+    shown = CliRunner().invoke(app, [*trail, "--help"], env={"COLUMNS": "80"})
     assert shown.exit_code == 0
-    assert f"Example: sketchfusion {example}" in " ".join(shown.stdout.split())
+    # On a line of its own, to be copied.
+    assert f"sketchfusion {example}" in map(str.strip, shown.stdout.splitlines())
     arguments = shlex.split(example)
     assert tuple(arguments[: len(trail)]) == trail
     context = command.make_context(trail[-1], arguments[len(trail) :])
@@ -79,6 +81,15 @@ def test_help_says_what_every_option_is_and_loses_no_word(trail: tuple[str, ...]
     for parameter in command.params:
         assert parameter.help, parameter.name
         assert " ".join(parameter.help.split()) in words, parameter.name
+
+
+@pytest.mark.parametrize("trail", COMMANDS, ids=" ".join)
+def test_prose_of_help_fills_its_lines(trail: tuple[str, ...]) -> None:
+    shown = CliRunner().invoke(app, [*trail, "--help"], env={"COLUMNS": "80"}).stdout
+    prose = re.split(r"^╭", shown, flags=re.MULTILINE)[0].split("\n")
+    for line, following in pairwise(map(str.strip, prose)):
+        if line and following:
+            assert len(f"{line} {following.split()[0]}") > 78, line
 
 
 @pytest.mark.parametrize("width", ["40", "80"])

@@ -9,12 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from sketchfusion_plugins.demo.answers import CLASSES, POINTS, Demonstration, add_point
-from sketchfusion_plugins.demo.gallery import Gallery
+from sketchfusion_plugins.demo import answers
+from sketchfusion_plugins.demo.answers import CLASSES, FUSION, POINTS, Demonstration, add_point
+from sketchfusion_plugins.demo.gallery import Gallery, draw_concept, gallery_concepts
 from sketchfusion_plugins.demo.legend import Legend
-from sketchfusion_plugins.demo.pictures import CANVAS, PictureError, find_ink
+from sketchfusion_plugins.demo.pictures import CANVAS, PictureError, find_ink, read_upload
 from sketchfusion_plugins.demo.scenes import example_sketch, scene_concepts
+from sketchfusion_plugins.demo.serve import prepare
+from sketchfusion_plugins.features import ClipFeatures, DiffusionFeatures
 from sketchfusion_plugins.inference.answers import features_of
+from sketchfusion_plugins.maps import all_maps
 from sketchfusion_plugins.tasks.query_segmentation import QuerySegmentation
 from sketchfusion_plugins.tasks.recognition import Recognition
 from sketchfusion_plugins.viz.figures import PALETTE
@@ -67,6 +71,39 @@ def test_an_answer_is_complete_and_of_the_drawing(
     other = demonstration.answer(example_sketch(scene_concepts()[1]), scene)
     assert other.classes != answer.classes
     assert other.maps["Fused"].tobytes() != answer.maps["Fused"].tobytes()
+
+
+def test_maps_are_those_of_separate_calls(
+    prepared: Any, scene: Any, face: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demonstration, _ = prepared
+    fused = features_of(demonstration.model)
+    coloured: list[torch.Tensor] = []
+    asked: list[torch.Tensor] = []
+    real = answers.pca_rgb
+    monkeypatch.setattr(answers, "pca_rgb", lambda maps: coloured.append(maps) or real(maps))
+    monkeypatch.setattr(
+        answers, "all_maps", lambda encoder, pair: asked.append(pair) or all_maps(encoder, pair)
+    )
+    demonstration.answer(face, scene)
+    (pair,) = asked
+    separate = (DiffusionFeatures(fused.encoder), ClipFeatures(fused.encoder), fused)
+    with torch.inference_mode():
+        expected = [part(pair) for part in separate]
+    assert len(coloured) == len(expected)
+    assert all(torch.equal(one, other) for one, other in zip(coloured, expected, strict=True))
+
+
+def test_coloured_pictures_are_shown_and_looked_into(
+    prepared: Any, scene: Any, face: Image.Image
+) -> None:
+    demonstration, legend = prepared
+    concepts = {concept.name: concept for concept in gallery_concepts(10_000)}
+    for place, name, _, picture in demonstration.answer(face, scene).similar:
+        expected = np.asarray(draw_concept(concepts[name], "color", 128))
+        np.testing.assert_array_equal(np.asarray(picture), expected)
+        np.testing.assert_array_equal(np.asarray(read_upload(place)), expected)
+    assert "line drawing" in legend.similar
 
 
 def test_where_a_drawing_lies_on_the_canvas_does_not_matter(
@@ -127,15 +164,15 @@ def test_a_picture_that_was_deleted_is_left_out(
     prepared: Any, scene: Any, face: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     demonstration, _ = prepared
-    before = [key for key, *_ in demonstration.answer(face, scene).similar]
-    real = Gallery.similar
+    before = [place for place, *_ in demonstration.answer(face, scene).similar]
+    real = Gallery.picture
 
-    def moved(gallery: Gallery, descriptor: torch.Tensor, count: int) -> Any:
-        hits = real(gallery, descriptor, count)
-        return [hits[0]._replace(key="/gone.png"), *hits[1:]]
+    def moved(gallery: Gallery, key: str) -> str:
+        place = real(gallery, key)
+        return "/gone.png" if place == before[0] else place
 
-    monkeypatch.setattr(Gallery, "similar", moved)
-    after = [key for key, *_ in demonstration.answer(face, scene).similar]
+    monkeypatch.setattr(Gallery, "picture", moved)
+    after = [place for place, *_ in demonstration.answer(face, scene).similar]
     assert after == before[1:]
 
 
@@ -166,11 +203,51 @@ def test_what_was_learned_replaces_what_is_nearest(
     assert "trained to find" in Legend.of(finding, "").part
 
 
-def test_a_model_without_parts_has_one_map(face: Image.Image) -> None:
-    from sketchfusion_plugins.demo.serve import prepare
-
-    demonstration, legend = prepare("hog", size=64, concepts=3)
-    assert demonstration.map_names == ("This model",)
+@pytest.mark.parametrize(
+    ("model", "weights", "told"),
+    [
+        ("hog", "pretrained", "`hog` at 64 px on cpu; 3 OpenMoji pictures (CC BY-SA 4.0)."),
+        ("hog", "random", "`hog` at 64 px on cpu; 3 OpenMoji pictures (CC BY-SA 4.0)."),
+        (
+            "clip:tiny",
+            "pretrained",
+            "`clip:tiny (pretrained foundations)` at 64 px on cpu; 3 OpenMoji pictures "
+            "(CC BY-SA 4.0).",
+        ),
+    ],
+)
+def test_a_model_that_fuses_nothing_has_one_map(
+    model: str, weights: Any, told: str, face: Image.Image
+) -> None:
+    demonstration, legend = prepare(model, size=64, concepts=3, weights=weights)
     answer = demonstration.answer(face, demonstration.photo(face))
-    assert list(answer.maps) == ["This model"]
-    assert legend.model == "`hog`, 64 px, cpu, 3 OpenMoji pictures (CC BY-SA 4.0)."
+    assert list(answer.maps) == ["This model"] == list(demonstration.map_names)
+    assert legend.model == told
+
+
+def test_what_is_untrained_is_said(prepared: Any) -> None:
+    legends = [
+        prepare(name, size=64, concepts=3, weights=weights)[1].model
+        for name, weights in (
+            ("tiny", "pretrained"),
+            ("sketchfusion_tiny", "random"),
+            ("clip:tiny", "random"),
+        )
+    ]
+    assert "injection and aggregation are untrained" in legends[0]
+    assert "random" not in legends[0]
+    assert all("weights are random" in told for told in legends[1:])
+    assert "trained:" not in prepared[1].model
+    assert "random" not in prepared[1].model
+
+
+@pytest.mark.slow
+def test_a_full_size_model_answers(face: Image.Image) -> None:
+    demonstration, legend = prepare(
+        "sketchfusion_small", size=64, concepts=3, weights="random", dtype="bfloat16"
+    )
+    answer = demonstration.answer(face, demonstration.photo(face))
+    assert tuple(answer.maps) == FUSION
+    assert len(answer.similar) == 3
+    assert all(np.asarray(picture).std() > 0 for picture in answer.maps.values())
+    assert legend.model.startswith("`sketchfusion_small (random foundations)` at 64 px on cpu; 3 ")

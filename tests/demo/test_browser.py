@@ -20,7 +20,7 @@ pytest.importorskip("playwright")
 
 from playwright import sync_api as api
 
-from sketchfusion_plugins.demo.serve import serving
+from sketchfusion_plugins.demo.serve import prepare, serving
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
@@ -88,14 +88,14 @@ def visit(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
     """Opens the page as somebody new."""
     contexts = []
 
-    def open_page(**options: Any) -> Any:
+    def open_page(place: str = address, **options: Any) -> Any:
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
         page.set_default_timeout(PATIENCE)
         page.problems = []
         page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.on("request", lambda request: _refuse_strangers(page, request.url, address))
-        page.goto(address)
+        page.on("request", lambda request: _refuse_strangers(page, request.url, place))
+        page.goto(place)
         page.locator("#canvas canvas").wait_for()
         return page
 
@@ -192,6 +192,17 @@ def test_answers_appear_and_change_with_the_drawing(
     assert page.problems == []
 
 
+def test_a_quick_stroke_asks_once_at_its_end(visit: Callable[..., Any]) -> None:
+    page = visit()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    # However long this machine takes, no time passes.
+    page.evaluate("const now = Date.now(); Date.now = () => now;")
+    _draw(page, CAT[:1])
+    _settle(page)
+    assert len([url for url in asked if "queue/join" in url]) == 1
+
+
 def test_uploads_are_shown_and_bad_ones_explained(
     visit: Callable[..., Any], tmp_path: Path, face: Any
 ) -> None:
@@ -226,6 +237,20 @@ def test_two_people_get_their_own_answers(visit: Callable[..., Any]) -> None:
         alone = visit()
         _draw(alone, strokes)
         assert _settle(alone)["classes"] == found["classes"]
+
+
+def test_another_model_without_trained_weights_answers(visit: Callable[..., Any]) -> None:
+    with serving(*prepare("sketchfusion_tiny", weights="random", concepts=3), port=None) as place:
+        page = visit(place)
+        words = page.locator("main").inner_text()
+        assert "sketchfusion_tiny (random foundations) at 128 px on cpu; 3 OpenMoji" in words
+        assert "Its weights are random" in words
+        _draw(page, CAT)
+        found = _settle(page)
+        assert (len(found["gallery"]), len(found["maps"])) == (3, 3)
+        assert re.search(r"\d+%", found["classes"])
+        assert page.get_by_text("Found by the black line drawing").is_visible()
+        assert page.problems == []
 
 
 def test_a_phone_is_wide_enough(visit: Callable[..., Any], screenshots: Path) -> None:

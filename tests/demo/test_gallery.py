@@ -45,18 +45,23 @@ def _describe(model: Any, image: Image.Image) -> torch.Tensor:
     return describe(model, to_tensor(image, SIZE)[None])[0]
 
 
-def test_every_picture_finds_itself_and_its_drawing_names_it(
+def test_line_drawings_are_searched_and_named_and_colours_shown(
     described: Callable[..., Any],
 ) -> None:
     model = HogFeatures()
     concepts = gallery_concepts(6)
     gallery = openmoji_gallery(model, described(model, "hog", SIZE), 6)
     assert gallery.title == "6 OpenMoji pictures (CC BY-SA 4.0)"
+    keys = [key for key, _ in gallery.index.items()]
     for concept in concepts:
-        (best, *_) = gallery.similar(_describe(model, draw_concept(concept, "color", 128)), 3)
-        assert (gallery.name(best.key), best.score) == (concept.name, pytest.approx(1, abs=1e-4))
         line = _describe(model, draw_concept(concept, "line", 128))
+        (best, *_) = gallery.similar(line, 3)
+        assert (gallery.name(best.key), best.score) == (concept.name, pytest.approx(1, abs=1e-4))
         assert gallery.classes(line, 5)[0][0] == concept.name
+        keys.remove(best.key)
+        shown = np.asarray(open_image(gallery.picture(best.key)))
+        np.testing.assert_array_equal(shown, np.asarray(draw_concept(concept, "color", 128)))
+    assert keys == []
 
 
 def test_concepts_are_things_and_spread_evenly() -> None:
@@ -82,8 +87,22 @@ def test_a_second_start_describes_nothing(
 
     monkeypatch.setattr(sharding, "describe_files", counting)
     second = openmoji_gallery(model, described(model, "pixels", SIZE), 4)
-    assert counted == [0, 0]
-    assert list(second.pictures.items()) == list(first.pictures.items())
+    assert counted == [0]
+    assert list(second.index.items()) == list(first.index.items())
+
+
+def test_what_was_kept_for_other_pictures_is_not_searched(
+    described: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = PixelFeatures()
+    mine = described(model, "pixels", SIZE)
+    before = openmoji_gallery(model, mine, 3)
+    more = openmoji_gallery(model, mine, 5)
+    monkeypatch.setattr("sketchfusion_plugins.demo.gallery.metadata.version", lambda _: "99")
+    newer = openmoji_gallery(model, mine, 3)
+    places = [{Path(key).parent for key, _ in found.index.items()} for found in (before, newer)]
+    assert places[0].isdisjoint(places[1])
+    assert [len(found.index) for found in (before, more, newer)] == [3, 5, 3]
 
 
 def test_votes_are_the_softmax_of_the_nearest() -> None:
@@ -92,7 +111,7 @@ def test_votes_are_the_softmax_of_the_nearest() -> None:
             return [[Hit("a", 0.9, {}), Hit("b", 0.85, {}), Hit("c", 0.8, {})]]
 
     found: Any = Found()
-    gallery = Gallery("", found, found, {"a": "cat", "c": "cat", "b": "dog"})
+    gallery = Gallery("", found, {"a": "cat", "c": "cat", "b": "dog"})
     weights = np.exp([2, 1, 0])
     weights /= weights.sum()
     votes = gallery.classes(torch.ones(3), 5)
@@ -108,10 +127,11 @@ def test_own_pictures_are_named_by_folder_or_by_file(
     gallery = own_gallery(folder, model, described(model, "hog", SIZE))
     assert gallery.title == f"3 pictures of {folder}"
     query = _describe(model, open_image(folder / "dog" / "one.png"))
-    assert gallery.similar(query, 1)[0].key == str(folder / "dog" / "one.png")
+    key = gallery.similar(query, 1)[0].key
+    assert gallery.picture(key) == key == str(folder / "dog" / "one.png")
     assert gallery.classes(query, 1)[0][0] == "dog"
     one = own_gallery(folder / "cat", model, described(model, "hog", SIZE))
-    assert {one.name(key) for key, _ in one.pictures.items()} == {"one", "two"}
+    assert {one.name(key) for key, _ in one.index.items()} == {"one", "two"}
 
 
 def test_an_index_serves_as_gallery_for_its_own_model_alone(
@@ -121,7 +141,7 @@ def test_an_index_serves_as_gallery_for_its_own_model_alone(
     mine = described(model, "hog", SIZE)
     paths = sorted(folder.rglob("*.png"))
     inference.add_pictures(tmp_path / "index", model, mine, paths, Problems(), progress=False)
-    assert len(own_gallery(tmp_path / "index", model, mine).pictures) == 3
+    assert len(own_gallery(tmp_path / "index", model, mine).index) == 3
     for other, name, size in ((PixelFeatures(), "pixels", SIZE), (model, "hog", 96)):
         with pytest.raises(ValueError, match="Start it with --model hog --size 64"):
             own_gallery(tmp_path / "index", other, described(other, name, size))
