@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
@@ -21,6 +20,7 @@ from sketchfusion_plugins.evaluation.report import Measured, Row
 from sketchfusion_plugins.features import Features
 from sketchfusion_plugins.heads.matching import match_points
 from sketchfusion_plugins.heads.query import pool_sketch
+from sketchfusion_plugins.heads.ridge import RidgeClassifier
 from sketchfusion_plugins.metrics.correspondence import PROTOCOLS, Protocol, key_point_scores
 from sketchfusion_plugins.metrics.query_segmentation import query_segmentation_scores
 from sketchfusion_plugins.metrics.recognition import top_k_correct
@@ -104,7 +104,8 @@ class Judge:
                 raise ValueError("these data have no part to fit a probe on.")
             train, train_labels = self._descriptors(model, self.data.fit)
             test, truth = self._descriptors(model, self.data.test)
-            scores = probe(train.numpy(), train_labels.numpy(), test.numpy(), len(self.classes))
+            ridge = RidgeClassifier.fit(train.numpy(), train_labels.numpy(), len(self.classes))
+            scores = torch.from_numpy(ridge.scores(test.numpy()))
         return {
             name: Measured.of(top_k_correct(scores, truth, min(k, scores.shape[1])))
             for name, k in (("Acc@1", 1), ("Acc@5", 5))
@@ -206,37 +207,6 @@ class SamePlace(Features):
     """Answers every correspondence with the place asked for: what alignment alone gives."""
 
     channels = 1
-
-
-def probe(train: NDArray[Any], labels: NDArray[Any], test: NDArray[Any], classes: int) -> Tensor:
-    """Scores of a ridge classifier on standardised descriptors.
-
-    The penalty is chosen by leave-one-out error within the training part.
-
-    Args:
-        train: ``[N, D]``.
-        labels: ``[N]``, 0..classes - 1.
-        test: ``[M, D]``.
-        classes: Number of classes.
-
-    Returns:
-        ``[M, classes]``; classes without training items score lowest.
-
-    Raises:
-        ModuleNotFoundError: scikit-learn is not installed.
-    """
-    from sklearn.linear_model import RidgeClassifierCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    model = make_pipeline(StandardScaler(), RidgeClassifierCV(np.logspace(0, 5, 11)))
-    model.fit(train.astype(np.float64), labels)
-    decided = model.decision_function(test.astype(np.float64))
-    if decided.ndim == 1:
-        decided = np.stack([-decided, decided], 1)
-    scores = torch.full((len(test), classes), -torch.inf)
-    scores[:, model[-1].classes_] = torch.from_numpy(decided).float()
-    return scores
 
 
 def fit_threshold(pairs: list[tuple[Tensor, Tensor]]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,6 +45,13 @@ class Task(nn.Module):
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of a batch by name; those whose name holds "loss" are added up and minimised."""
         raise NotImplementedError
+
+    def prepare(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Before training: set what the training part, without augmentation, can set at once.
+
+        Args:
+            batches: All of it, batch by batch, on the task's device; see `loss`.
+        """
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapters, head, settings and image size; see `checkpoint.save_adapters`."""

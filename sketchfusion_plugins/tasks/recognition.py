@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -47,6 +48,24 @@ class Recognition(Task):
         """Logits ``[B, classes]`` of images ``[B, 3, H, W]`` in -1..1."""
         logits: Tensor = self.head(self.features(image))
         return logits
+
+    @torch.no_grad()
+    def prepare(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Start from the ridge classifier of the present features, see `ClassifierHead.start_from`.
+
+        Raises:
+            ModuleNotFoundError: scikit-learn is not installed.
+            ValueError: Fewer than two classes among the labels.
+        """
+        mode = self.training
+        self.eval()
+        found = [
+            (self.head.pool(self.features(batch["image"])).float().cpu(), batch["label"].cpu())
+            for batch in batches
+        ]
+        pooled, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+        self.head.start_from(pooled, labels)
+        self.train(mode)
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Cross entropy of ``image`` [B, 3, H, W] and ``label`` [B]."""

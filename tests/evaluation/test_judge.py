@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sketchfusion_plugins.data.task_data import TaskData
-from sketchfusion_plugins.evaluation.judge import Judge, SamePlace, fit_threshold, probe
+from sketchfusion_plugins.evaluation.judge import Judge, SamePlace, fit_threshold
 from sketchfusion_plugins.evaluation.report import Measured
 from sketchfusion_plugins.features import Features, PixelFeatures
 from sketchfusion_plugins.metrics.intervals import wilson
@@ -203,16 +203,6 @@ def test_features_are_probed_by_ridge_regression() -> None:
     right = oracle.predict(scaler.transform(test_x)) == test_y
     assert 0.3 < right.mean() < 1
     assert row["Acc@1"] == Measured.of(right)
-
-
-def test_probes_of_two_classes_and_of_missing_ones() -> None:
-    train = np.array([[0.0, 1.0], [0.2, 0.8], [1.0, 0.0], [0.8, 0.3]])
-    labels = np.array([1, 1, 3, 3])
-    scores = probe(train, labels, train[::-1].copy(), 4)
-    assert scores.shape == (4, 4)
-    assert scores.argmax(1).tolist() == [3, 3, 1, 1]
-    assert (scores[:, [0, 2]] == -torch.inf).all(), "classes that training lacked score lowest"
-    torch.testing.assert_close(scores[:, 1], -scores[:, 3])
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ pytest.importorskip("mmseg")
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from sketchfusion_plugins.adapter_file import CheckpointError
 from sketchfusion_plugins.checkpoint import adapter_state
@@ -402,6 +402,17 @@ def test_other_foundations_are_refused(
     same = model_of("retrieval", aggregation__out_channels=32)
     assert same.load_state_dict(state).missing_keys == []
     assert torch.equal(same.task.head.projection.weight, state["task.head.projection.weight"])
+
+
+def test_recognition_starts_from_a_fitted_head(
+    train: Callable[..., Any], data_of: Callable[[str], TaskData], tmp_path: Path
+) -> None:
+    data = data_of("recognition")
+    task, _ = train("recognition", tmp_path, 1, optim_wrapper__optimizer__lr=0.0)
+    weight = task.head.linear.weight.clone()
+    assert data.fit is not None
+    task.prepare(DataLoader(data.fit, 3))
+    torch.testing.assert_close(task.head.linear.weight, weight, rtol=1e-3, atol=1e-4)
 
 
 def test_training_starts_from_adapters(

@@ -19,6 +19,7 @@ from sketchfusion_plugins.checkpoint import save_adapters
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.heads.matching import match_points
 from sketchfusion_plugins.heads.query import ink_cells
+from sketchfusion_plugins.heads.ridge import RidgeClassifier
 from sketchfusion_plugins.losses.contrast import CrossDomainInfoNCE, CrossDomainTriplet
 from sketchfusion_plugins.losses.correspondence import (
     CorrespondenceLoss,
@@ -114,6 +115,35 @@ def test_recognition_by_hand(make: Callable[..., Any], batch: dict[str, Any]) ->
     torch.testing.assert_close(losses["loss"], -(target * log_probabilities).sum(1).mean())
     right = (logits.argmax(1) == batch["label"]).float().mean()
     assert losses["accuracy"] == right and set(losses) == {"loss", "accuracy"}
+
+
+def test_recognition_starts_from_a_classifier_of_its_present_features(
+    make: Callable[..., Any], batch: dict[str, Any]
+) -> None:
+    task = make("recognition")
+    before = {name: value.clone() for name, value in task.encoder.state_dict().items()}
+    task.prepare([batch, {**batch, "image": batch["image"].flip(3)}])
+    assert task.training
+    task.eval()
+    with torch.no_grad():
+        # In the same batches: so few images are told apart by the last digits.
+        images = batch["image"], batch["image"].flip(3)
+        maps = torch.cat([task.encoder(each) for each in images])
+    pooled = F.adaptive_avg_pool2d(maps, 2).flatten(1).double().numpy()
+    scores = RidgeClassifier.fit(pooled, batch["label"].repeat(2).numpy(), 3).scores(pooled[:4])
+    expected = 5 * torch.from_numpy(scores).float()
+    torch.testing.assert_close(task(batch["image"]), expected, rtol=1e-3, atol=1e-4)
+    for name, value in task.encoder.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["retrieval", "query_segmentation", "correspondence"])
+def test_other_tasks_have_nothing_to_prepare(make: Callable[..., Any], name: str) -> None:
+    def unread() -> Any:
+        raise AssertionError("nothing is to be read")
+        yield
+
+    make(name).prepare(unread())
 
 
 @pytest.mark.parametrize(
