@@ -34,8 +34,9 @@ from sketchfusion_plugins.frequency import (
     white_noise_share,
 )
 from sketchfusion_plugins.inference.answers import device_of, read_batches
-from sketchfusion_plugins.inference.picture_files import Problems, list_pictures
+from sketchfusion_plugins.inference.picture_files import list_pictures
 from sketchfusion_plugins.maps import all_maps
+from sketchfusion_plugins.problems import Problems
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

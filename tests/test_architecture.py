@@ -20,7 +20,7 @@ PACKAGES = ("sketchfusion_plugins", "timm_adapters")
 
 # Rooms by floor, the lowest first; a room imports from lower floors alone. A package is one room.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("files", "hub", "noise", "images", "summary", "mmseg_scripts", "metrics", "heads"),
+    ("files", "problems", "hub", "noise", "images", "summary", "mmseg_scripts", "metrics", "heads"),
     ("config", "fingerprint", "frequency", "viz", "data", "stroke_metrics", "losses", "index"),
     ("presets", "null_prompt", "semantic", "injection", "aggregation", "adapter_file", "baselines"),
     ("denoiser", "checkpoint", "import_hooks"),

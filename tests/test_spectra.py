@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sketchfusion_plugins import spectra
-from sketchfusion_plugins.inference.picture_files import Problems
+from sketchfusion_plugins.problems import Problems
 from sketchfusion_plugins.spectra import Study, measure_spectra, pictures_by_kind, study_pictures
 
 

@@ -59,7 +59,7 @@ def analyse(
             fresh_encoder,
             open_model,
         )
-        from sketchfusion_plugins.inference.picture_files import Problems
+        from sketchfusion_plugins.problems import Problems
         from sketchfusion_plugins.spectra import pictures_by_kind, study_pictures
 
         kinds = pictures_by_kind(folders)

@@ -15,7 +15,7 @@ from sketchfusion_plugins.cli.completion import complete_model
 if TYPE_CHECKING:
     from torch import nn
 
-    from sketchfusion_plugins.inference.picture_files import Problems
+    from sketchfusion_plugins.problems import Problems
 
 PARTIAL = 3
 

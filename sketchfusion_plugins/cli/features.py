@@ -59,8 +59,9 @@ def features(
             model_fingerprint,
             open_model,
         )
-        from sketchfusion_plugins.inference.picture_files import Problems, list_pictures
+        from sketchfusion_plugins.inference.picture_files import list_pictures
         from sketchfusion_plugins.inference.sharding import Ranks, describe_together, forget_parts
+        from sketchfusion_plugins.problems import Problems
 
         check_target(out)
         paths = list_pictures(inputs)

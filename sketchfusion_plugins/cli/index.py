@@ -58,8 +58,9 @@ def build(
     with errors_in_one_line():
         from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures
         from sketchfusion_plugins.inference.models import default_size, open_model
-        from sketchfusion_plugins.inference.picture_files import Problems, list_pictures
+        from sketchfusion_plugins.inference.picture_files import list_pictures
         from sketchfusion_plugins.inference.sharding import Ranks
+        from sketchfusion_plugins.problems import Problems
 
         problems, paths = Problems(strict), list_pictures(inputs)
         opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
@@ -101,8 +102,9 @@ def add(
     with errors_in_one_line():
         from sketchfusion_plugins.index.manifest import Manifest
         from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures
-        from sketchfusion_plugins.inference.picture_files import Problems, list_pictures
+        from sketchfusion_plugins.inference.picture_files import list_pictures
         from sketchfusion_plugins.inference.sharding import Ranks
+        from sketchfusion_plugins.problems import Problems
 
         problems, paths = Problems(strict), list_pictures(inputs)
         described = GalleryModel.read(index)
@@ -141,7 +143,8 @@ def search(
     """
     with errors_in_one_line():
         from sketchfusion_plugins.inference.gallery import GalleryModel, search_pictures
-        from sketchfusion_plugins.inference.picture_files import Problems, list_pictures
+        from sketchfusion_plugins.inference.picture_files import list_pictures
+        from sketchfusion_plugins.problems import Problems
 
         problems, paths = Problems(strict), list_pictures(inputs)
         described = GalleryModel.read(index)

@@ -40,7 +40,8 @@ def recognise(
     with errors_in_one_line():
         from sketchfusion_plugins.inference.answers import recognise_files
         from sketchfusion_plugins.inference.models import default_size, open_model
-        from sketchfusion_plugins.inference.picture_files import Problems, list_pictures
+        from sketchfusion_plugins.inference.picture_files import list_pictures
+        from sketchfusion_plugins.problems import Problems
 
         problems, paths = Problems(strict), list_pictures(inputs)
         opened = open_model(model, "recognition", device=choose_device(device), dtype=dtype)

@@ -32,7 +32,8 @@ from sketchfusion_plugins.index import Hit, SketchIndex
 from sketchfusion_plugins.index.manifest import POINTER
 from sketchfusion_plugins.inference.answers import Model
 from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures
-from sketchfusion_plugins.inference.picture_files import Problems, list_pictures, write_png
+from sketchfusion_plugins.inference.picture_files import list_pictures, write_png
+from sketchfusion_plugins.problems import Problems
 
 # To describe their drawings takes about half a minute of one CPU core.
 CONCEPTS = 800

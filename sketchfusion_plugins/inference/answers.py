@@ -17,8 +17,9 @@ from sketchfusion_plugins.heads.cells import sample_descriptors
 from sketchfusion_plugins.heads.matching import Matches, match_mutually, match_points
 from sketchfusion_plugins.heads.query import PAPER, QuerySegmentationHead, ink_cells
 from sketchfusion_plugins.images import to_tensor
-from sketchfusion_plugins.inference.picture_files import Problems, read_pictures
+from sketchfusion_plugins.inference.picture_files import read_pictures
 from sketchfusion_plugins.inference.placement import Placement
+from sketchfusion_plugins.problems import Problems
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.query_segmentation import QuerySegmentation
 from sketchfusion_plugins.tasks.recognition import Recognition

@@ -14,8 +14,8 @@ from sketchfusion_plugins.index import Hit, IndexWriter, SketchIndex
 from sketchfusion_plugins.index.manifest import POINTER, Kind, Manifest
 from sketchfusion_plugins.inference.answers import Model, describe_files
 from sketchfusion_plugins.inference.models import Weights, model_fingerprint, open_model
-from sketchfusion_plugins.inference.picture_files import Problems
 from sketchfusion_plugins.inference.sharding import Ranks, describe_together, forget_parts
+from sketchfusion_plugins.problems import Problems
 
 # What a crash can lose: some minutes of a large model on a CPU, a second of it on a GPU.
 COMMITTED_TOGETHER = 256

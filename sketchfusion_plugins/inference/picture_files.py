@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,38 +12,9 @@ from torch import Tensor
 
 from sketchfusion_plugins.files import replacing
 from sketchfusion_plugins.images import open_image, to_tensor
+from sketchfusion_plugins.problems import Problems, skipping
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-
-
-@dataclass
-class Problems:
-    """Files that could not be used, with the reasons.
-
-    Attributes:
-        strict: Raise the first one instead of collecting it.
-        found: A line about every one.
-    """
-
-    strict: bool = False
-    found: list[str] = field(default_factory=list)
-
-    @property
-    def first(self) -> str:
-        """The line about the first one."""
-        return self.found[0] if self.found else "other processes tell which and why"
-
-    def add(self, path: str | Path, error: Exception) -> None:
-        """Collect a problem.
-
-        Raises:
-            OSError: ``strict`` is set.
-        """
-        reason = str(error)
-        line = reason if str(path) in reason else f"{path}: {reason}"
-        if self.strict:
-            raise OSError(line) from error
-        self.found.append(line)
 
 
 def list_pictures(inputs: Sequence[str | Path]) -> list[Path]:
@@ -91,12 +61,9 @@ def read_pictures(
     """
     readable, images = [], []
     for path in paths:
-        try:
+        with skipping(problems, path):
             images.append(to_tensor(open_image(path), size))
-        except (OSError, ValueError) as error:
-            problems.add(path, error)
-            continue
-        readable.append(path)
+            readable.append(path)
     return readable, torch.stack(images) if images else None
 
 

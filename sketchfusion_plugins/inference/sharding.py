@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sketchfusion_plugins.inference.answers import Model, describe_files
 from sketchfusion_plugins.inference.descriptor_files import DescriptorWriter, known_paths
-from sketchfusion_plugins.inference.picture_files import Problems
+from sketchfusion_plugins.problems import Problems
 
 # A process that died is noticed at once; this is for one that hangs, or has the slowest disk.
 LONGEST_WAIT = timedelta(hours=6)

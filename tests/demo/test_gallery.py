@@ -25,7 +25,7 @@ from sketchfusion_plugins.index import Hit
 from sketchfusion_plugins.inference import gallery as inference
 from sketchfusion_plugins.inference import sharding
 from sketchfusion_plugins.inference.answers import describe
-from sketchfusion_plugins.inference.picture_files import Problems
+from sketchfusion_plugins.problems import Problems
 
 SIZE = 64
 

@@ -24,8 +24,8 @@ from sketchfusion_plugins.inference.answers import (
     spread_over_ink,
 )
 from sketchfusion_plugins.inference.models import find_config, fresh_encoder
-from sketchfusion_plugins.inference.picture_files import Problems
 from sketchfusion_plugins.inference.placement import Placement
+from sketchfusion_plugins.problems import Problems
 from sketchfusion_plugins.tasks.load import build_task
 
 STRIDE = 8

@@ -17,7 +17,7 @@ from sketchfusion_plugins.features import HogFeatures
 from sketchfusion_plugins.index import IndexWriter, SketchIndex
 from sketchfusion_plugins.inference import sharding
 from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures, search_pictures
-from sketchfusion_plugins.inference.picture_files import Problems
+from sketchfusion_plugins.problems import Problems
 
 SIZE = 64
 

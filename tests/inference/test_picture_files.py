@@ -10,12 +10,12 @@ from PIL import Image
 
 from sketchfusion_plugins.images import open_image, to_tensor
 from sketchfusion_plugins.inference.picture_files import (
-    Problems,
     check_png,
     list_pictures,
     read_pictures,
     write_png,
 )
+from sketchfusion_plugins.problems import Problems
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from sketchfusion_plugins.index import SketchIndex
 from sketchfusion_plugins.inference.descriptor_files import DescriptorWriter
 from sketchfusion_plugins.inference.models import open_model
-from sketchfusion_plugins.inference.picture_files import Problems
 from sketchfusion_plugins.inference.sharding import Ranks, describe_together, forget_parts
+from sketchfusion_plugins.problems import Problems
 
 TINY = ("--model", "tiny", "--weights", "random", "--size", "64", "--batch-size", "3")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
