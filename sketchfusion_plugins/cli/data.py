@@ -8,12 +8,22 @@ from typing import Annotated
 
 import typer
 
-from sketchfusion_plugins.cli.common import JsonOption, errors_in_one_line
+from sketchfusion_plugins.cli.common import (
+    JsonOption,
+    StrictOption,
+    end_with,
+    errors_in_one_line,
+)
 
 
 def openmoji_seg(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Folder with OpenMoji's SVG files; default: the package's."),
+    ] = None,
     size: Annotated[int, typer.Option(min=32, help="Side of the pictures in pixels.")] = 128,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write OpenMoji's line drawings with part masks (skin, hair, object, white, background).
@@ -23,16 +33,20 @@ def openmoji_seg(
     Example: sketchfusion data openmoji-seg --out data/openmoji
     """
     from sketchfusion_plugins.data.openmoji_parts import write_openmoji_parts
+    from sketchfusion_plugins.problems import Problems
 
+    problems = Problems(strict)
     with errors_in_one_line():
-        write_openmoji_parts(out, size=size)
-    _print_counts(out, as_json)
+        write_openmoji_parts(out, size, source, problems=problems)
+    _print_counts(out, len(problems.found), as_json)
+    end_with(problems)
 
 
 def spg(
     source: Annotated[Path, typer.Option("--from", help="Folder with SPG's files.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     size: Annotated[int, typer.Option(min=32, help="Side of the pictures in pixels.")] = 128,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Rasterise SPG's vector sketches with their part labels.
@@ -42,17 +56,20 @@ def spg(
     Example: sketchfusion data spg --from spg --out data/spg
     """
     from sketchfusion_plugins.data.spg import write_spg
+    from sketchfusion_plugins.problems import Problems
 
+    problems = Problems(strict)
     with errors_in_one_line():
-        write_spg(source, out, size=size)
-    _print_counts(out, as_json)
+        write_spg(source, out, size, problems=problems)
+    _print_counts(out, len(problems.found), as_json)
+    end_with(problems)
 
 
-def _print_counts(out: Path, as_json: bool) -> None:
+def _print_counts(out: Path, skipped: int, as_json: bool) -> None:
     counts = {
         split: len(list((out / "images" / split).glob("*.png"))) for split in ("train", "val")
     }
     if as_json:
-        typer.echo(json.dumps({"out": str(out), "pictures": counts}))
+        typer.echo(json.dumps({"out": str(out), "pictures": counts, "skipped": skipped}))
     else:
         typer.echo(f"{counts['train']} pictures to train on and {counts['val']} to judge in {out}.")

@@ -10,18 +10,16 @@ A ``.npz`` file holds
 
 from __future__ import annotations
 
-import csv
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sketchfusion_plugins.data.strokes import Strokes
+from sketchfusion_plugins.data.strokes import LARGEST_COORDINATE, Strokes
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +56,30 @@ class CompactStrokes:
                 f"expected whole numbers offset [D + 1] of at least one drawing, got "
                 f"{offset.dtype} {list(offset.shape)}."
             )
-        if (offset[1:] < offset[:-1]).any() or offset[0] < 0 or offset[-1] > len(self.xy):
-            raise ValueError(
-                f"expected offset to ascend within the points' 0..{len(self.xy)}, got "
-                f"{offset.min()}..{offset.max()}, or out of order."
-            )
-        if self.xy.dtype.kind not in "iuf" or not np.isfinite(self.xy).all():
-            raise ValueError(f"expected finite coordinates xy, got NaN or inf ({self.xy.dtype}).")
-        falls = np.flatnonzero(self.stroke[1:] < self.stroke[:-1]) + 1
-        inner = falls[~np.isin(falls, offset)]
-        if len(inner):
-            drawing = int(np.searchsorted(offset, inner[0], side="right")) - 1
-            raise ValueError(f"expected ascending strokes, those of drawing {drawing} are not.")
+        if self.xy.dtype.kind not in "iuf":
+            raise ValueError(f"expected coordinates xy, got {self.xy.dtype}.")
+
+    @cached_property
+    def faults(self) -> dict[int, str]:
+        """Drawings that cannot be drawn, by number, and why; one of them spoils no other."""
+        start, stop = self.offset[:-1].astype(np.int64), self.offset[1:].astype(np.int64)
+        count = len(self.xy)
+        outside = (start < 0) | (start > stop) | (stop > count)
+        start, stop = start.clip(0, count), stop.clip(0, count)
+        # Written so that NaN is far, too.
+        near = (self.xy >= -LARGEST_COORDINATE) & (self.xy <= LARGEST_COORDINATE)
+        far = _count_before(~(near[:, 0] & near[:, 1]))
+        falls = _count_before(np.append(False, self.stroke[1:] < self.stroke[:-1])[:count])
+        reasons = (
+            (outside, f"expected offset to ascend within the points' 0..{count}."),
+            (start == stop, "expected at least one point, got none."),
+            (far[start] < far[stop], f"expected finite xy within {LARGEST_COORDINATE:.0e}."),
+            # A drawing's first stroke may be lower than the last of the drawing before.
+            (falls[np.minimum(start + 1, stop)] < falls[stop], "expected ascending strokes."),
+        )
+        return {
+            int(index): reason for bad, reason in reversed(reasons) for index in np.flatnonzero(bad)
+        }
 
     def __len__(self) -> int:
         return len(self.offset) - 1
@@ -82,8 +92,10 @@ class CompactStrokes:
         """A drawing.
 
         Raises:
-            ValueError: It has no points.
+            ValueError: It is one of the `faults`.
         """
+        if index in self.faults:
+            raise ValueError(f"drawing {index}: {self.faults[index]}")
         rows = self.rows(index)
         return Strokes(self.xy[rows], self.stroke[rows])
 
@@ -123,20 +135,6 @@ def read_compact(path: str | Path, parts: bool = False) -> CompactStrokes:
         raise ValueError(f"{path}: {error}") from error
 
 
-@contextmanager
-def readable_table(path: Path) -> Iterator[None]:
-    """Says which csv file cannot be parsed.
-
-    Raises:
-        ValueError: It cannot; the message names it.
-    """
-    try:
-        yield
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged or no UTF-8 table: {error}.") from error
-
-
-def row_number(text: str) -> int | None:
-    """A row's number as it is written in a table; None for any other text."""
-    # Longer ones are no numbers of rows, and Python refuses the longest.
-    return int(text) if text.isdecimal() and len(text) < 19 else None
+def _count_before(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many are set before every row, and in all: ``[N + 1]``."""
+    return np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])

@@ -20,9 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sketchfusion_plugins.data.openmoji import Concept, rasterise
+from sketchfusion_plugins.data.svg import SVG
 
 ICONS, CHARACTERS = "icons.json", "chars.json"
 DEFAULT_SIDE = 16
+# Some icons use its prefix and leave the declaration to the document.
+XLINK = "http://www.w3.org/1999/xlink"
 
 
 def load_artist(
@@ -94,7 +97,7 @@ def _iconify(folder: Path) -> Iterator[tuple[str, str | Path]]:
             box = " ".join(str(number) for number in (*start, *sides))
             yield (
                 plain_code(code),
-                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{icon["body"]}</svg>',
+                f'<svg xmlns="{SVG}" xmlns:xlink="{XLINK}" viewBox="{box}">{icon["body"]}</svg>',
             )
 
 

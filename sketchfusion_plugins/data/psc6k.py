@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sketchfusion_plugins.data.compact_strokes import readable_table
 from sketchfusion_plugins.data.pictures import label_names
+from sketchfusion_plugins.data.tables import readable_table
 from sketchfusion_plugins.images import open_image, to_tensor
 
 Protocol = Literal["pscnet", "sketchfusion"]

@@ -34,6 +34,7 @@ from sketchfusion_plugins.data.quickdraw_sources import (
 )
 from sketchfusion_plugins.data.strokes import Strokes, StrokeStyle, render
 from sketchfusion_plugins.images import to_tensor
+from sketchfusion_plugins.problems import Problems
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,6 +63,9 @@ class QuickDraw(Dataset[dict[str, Any]]):
         recognized: Only drawings that Google's classifier recognised (True) or did not (False).
         split: Name in the csv file's column ``split``; Google's own files have none.
         limit: Drawings per category, the first ones.
+        problems: Collects drawings that cannot be read, which are left out; lines of ndjson files
+            are all read once for that. Without it they are errors: a bad line of an ndjson file
+            when its sample is read, all others at once.
 
     Attributes:
         categories: Sorted names.
@@ -69,6 +73,7 @@ class QuickDraw(Dataset[dict[str, Any]]):
 
     Raises:
         FileNotFoundError: No such folder, or a file is missing.
+        OSError: A drawing cannot be read, and ``problems`` is strict.
         ValueError: A file is malformed, or a choice does not fit the layout. Reading a sample: its
             line is malformed.
     """
@@ -82,6 +87,7 @@ class QuickDraw(Dataset[dict[str, Any]]):
         recognized: bool | None = None,
         split: str | None = None,
         limit: int | None = None,
+        problems: Problems | None = None,
     ) -> None:
         root = Path(root)
         chosen = None if categories is None else tuple(categories)
@@ -89,9 +95,12 @@ class QuickDraw(Dataset[dict[str, Any]]):
             raise ValueError(f"expected different categories, at least one, got {list(chosen)}.")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1, got {limit}.")
-        self.drawings = _layout(root)(root, Choice(chosen, recognized, split, limit))
+        self.drawings = _layout(root)(root, Choice(chosen, recognized, split, limit), problems)
         if not len(self.drawings.labels):
-            raise ValueError(f"no drawing in {root} has recognized={recognized} and split={split}.")
+            bad = f" The first bad one: {problems.first}" if problems and problems.found else ""
+            raise ValueError(
+                f"no drawing in {root} has recognized={recognized} and split={split}.{bad}"
+            )
         self.style = style or StrokeStyle()
         self.transform = to_tensor if transform is None else transform
         self.categories = self.drawings.categories

@@ -5,7 +5,6 @@ Every source lists its drawings once and reads one at a time.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -18,8 +17,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from sketchfusion_plugins.data.compact_strokes import read_compact, readable_table, row_number
+from sketchfusion_plugins.data.compact_strokes import read_compact
 from sketchfusion_plugins.data.strokes import Strokes
+from sketchfusion_plugins.data.tables import read_rows, row_number
+from sketchfusion_plugins.problems import Problems, skipping
 
 BASE = "https://storage.googleapis.com/quickdraw_dataset/full"
 COMPACT_FILES = ("quickdraw.csv", "quickdraw_strokes.npz")
@@ -49,10 +50,11 @@ class Choice:
 class NdjsonDrawings:
     """One ``<category>.ndjson`` file per category, simplified or raw, one drawing a line.
 
-    Files are scanned once for where lines begin, and never held in memory.
+    Files are scanned once for where lines begin, and never held in memory. Given ``problems``, that
+    scan reads the drawings too.
     """
 
-    def __init__(self, root: Path, choice: Choice) -> None:
+    def __init__(self, root: Path, choice: Choice, problems: Problems | None = None) -> None:
         from tqdm import tqdm
 
         _refuse_split(root, choice)
@@ -63,7 +65,7 @@ class NdjsonDrawings:
         for path in tqdm(self.files.values(), "Quick, Draw!", unit="file", delay=2, disable=None):
             with path.open("rb") as file:
                 self.stamps.append(_stamp(file))
-                found = islice(_starts(file, path, choice.recognized), choice.limit)
+                found = islice(_starts(file, path, choice.recognized, problems), choice.limit)
                 starts.append(np.fromiter(found, dtype=np.int64))
         self.labels = np.repeat(np.arange(len(starts)), [len(offsets) for offsets in starts])
         self.offsets = np.concatenate(starts)
@@ -84,20 +86,19 @@ class NdjsonDrawings:
             file.seek(offset)
             line = file.readline()
         try:
-            record = json.loads(line)
-            strokes = Strokes.from_paths([_points(stroke) for stroke in record["drawing"]])
-            return f"{self.categories[label]}/{record['key_id']}", strokes
-        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}, line {_line_number(path, offset)}: expected a JSON object with key_id "
-                f"and drawing [[[x, ...], [y, ...]], ...], got {type(error).__name__}: {error}"
-            ) from None
+            key, strokes = _parse(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {_line_number(path, offset)}: {error}") from None
+        return f"{self.categories[label]}/{key}", strokes
 
 
 class BitmapDrawings:
-    """One ``<category>.npy`` file per category: ``[N, 784]`` bytes, white on black."""
+    """One ``<category>.npy`` file per category: ``[N, 784]`` bytes, white on black.
 
-    def __init__(self, root: Path, choice: Choice) -> None:
+    A file is good or bad as a whole: without one, the categories would be others.
+    """
+
+    def __init__(self, root: Path, choice: Choice, problems: Problems | None = None) -> None:
         _refuse_split(root, choice)
         if choice.recognized is not None:
             raise ValueError(
@@ -143,7 +144,7 @@ class CompactDrawings:
     A column ``split`` is optional.
     """
 
-    def __init__(self, root: Path, choice: Choice) -> None:
+    def __init__(self, root: Path, choice: Choice, problems: Problems | None = None) -> None:
         table, arrays = (root / name for name in COMPACT_FILES)
         for path in (table, arrays):
             if not path.is_file():
@@ -151,26 +152,19 @@ class CompactDrawings:
                     f"{path} is missing; expected {' and '.join(COMPACT_FILES)} in {root}."
                 )
         self.drawings = read_compact(arrays)
-        with table.open(newline="", encoding="utf-8") as file, readable_table(table):
-            reader = csv.DictReader(file)
-            wanted = ["index", "class", "key_id"]
-            wanted += ["recognized"] if choice.recognized is not None else []
-            wanted += ["split"] if choice.split is not None else []
-            missing = [name for name in wanted if name not in (reader.fieldnames or ())]
-            if missing:
-                raise ValueError(
-                    f"{table} has no column {', '.join(missing)}; found "
-                    f"{', '.join(reader.fieldnames or ())}."
-                )
-            rows = []
-            for row in reader:
-                count = len([value for value in row.values() if value is not None])
-                if count != len(reader.fieldnames or ()):
+        wanted = ["index", "class", "key_id"]
+        wanted += ["recognized"] if choice.recognized is not None else []
+        wanted += ["split"] if choice.split is not None else []
+        rows = []
+        for line, row in read_rows(table, wanted, problems):
+            with skipping(problems, f"{table}, line {line}"):
+                index = row_number(row["index"])
+                if index is None or index >= len(self.drawings):
                     raise ValueError(
-                        f"{table}, line {reader.line_num}: expected "
-                        f"{len(reader.fieldnames or ())} values, got {count}."
+                        f"expected an index below {len(self.drawings)}, got {row['index']!r}."
                     )
-                rows.append((reader.line_num, row))
+                self.drawings.strokes(index)
+                rows.append((index, row))
         self.categories = tuple(sorted(choice.categories or {row["class"] for _, row in rows}))
         unknown = set(self.categories) - {row["class"] for _, row in rows}
         if unknown:
@@ -181,13 +175,8 @@ class CompactDrawings:
         number = {name: label for label, name in enumerate(self.categories)}
         counts = dict.fromkeys(self.categories, 0)
         labels, indices, self.keys = [], [], []
-        for line, row in rows:
+        for index, row in rows:
             name = row["class"]
-            if row_number(row["index"]) not in range(len(self.drawings)):
-                raise ValueError(
-                    f"{table}, line {line}: expected an index below {len(self.drawings)}, got "
-                    f"{row['index']!r}."
-                )
             if (
                 name in number
                 and (choice.recognized is None or row["recognized"] == f"{choice.recognized:d}")
@@ -196,7 +185,7 @@ class CompactDrawings:
             ):
                 counts[name] += 1
                 labels.append(number[name])
-                indices.append(int(row["index"]))
+                indices.append(index)
                 self.keys.append(f"{name}/{row['key_id']}")
         self.labels = np.array(labels, dtype=np.int64)
         self.indices = np.array(indices, dtype=np.int64)
@@ -238,21 +227,45 @@ def _refuse_split(root: Path, choice: Choice) -> None:
         )
 
 
-def _starts(file: BinaryIO, path: Path, recognized: bool | None) -> Iterator[int]:
-    """Where the lines begin that are wanted."""
+def _starts(
+    file: BinaryIO, path: Path, recognized: bool | None, problems: Problems | None
+) -> Iterator[int]:
+    """Where the lines begin that are wanted and, given ``problems``, can be read."""
     start = 0
     for number, line in enumerate(file, 1):
-        if not line.strip():
-            raise ValueError(f"{path}, line {number}: expected a JSON object, got a blank line.")
-        if recognized is None:
+        wanted = False
+        with skipping(problems, f"{path}, line {number}"):
+            chosen = _is_chosen(line, recognized)
+            if chosen and problems is not None:
+                _parse(line)
+            wanted = chosen
+        if wanted:
             yield start
-        else:
-            flag = RECOGNIZED.search(line)
-            if flag is None:
-                raise ValueError(f'{path}, line {number}: expected "recognized": true or false.')
-            if (flag[1] == b"true") == recognized:
-                yield start
         start += len(line)
+
+
+def _is_chosen(line: bytes, recognized: bool | None) -> bool:
+    if not line.strip():
+        raise ValueError("expected a JSON object, got a blank line.")
+    if recognized is None:
+        return True
+    flag = RECOGNIZED.search(line)
+    if flag is None:
+        raise ValueError('expected "recognized": true or false.')
+    return (flag[1] == b"true") == recognized
+
+
+def _parse(line: bytes) -> tuple[str, Strokes]:
+    """A drawing's key_id, and the drawing."""
+    try:
+        record = json.loads(line)
+        strokes = Strokes.from_paths([_points(stroke) for stroke in record["drawing"]])
+        return str(record["key_id"]), strokes
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(
+            "expected a JSON object with key_id and drawing [[[x, ...], [y, ...]], ...], got "
+            f"{type(error).__name__}: {error}"
+        ) from None
 
 
 def _points(stroke: Sequence[Sequence[float]]) -> NDArray[np.float64]:

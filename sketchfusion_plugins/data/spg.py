@@ -10,7 +10,6 @@ Perceptual Grouper" (Li et al., IEEE TIP 2019). What is read is a folder with
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import re
@@ -22,10 +21,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sketchfusion_plugins.data.compact_strokes import read_compact, readable_table, row_number
+from sketchfusion_plugins.data.compact_strokes import CompactStrokes, read_compact
 from sketchfusion_plugins.data.layout import begin, is_written, write_pair
 from sketchfusion_plugins.data.strokes import Strokes, StrokeStyle, place, render_labels
+from sketchfusion_plugins.data.tables import read_rows, row_number
 from sketchfusion_plugins.files import write_safetensors
+from sketchfusion_plugins.problems import Problems, skipping
 
 FILES = ("spg.csv", "spg_strokes.npz", "parts.json")
 SPLITS = {"train": "train", "valid": "val"}
@@ -64,17 +65,21 @@ class Drawing:
         return f"{self.category}_{self.index:05d}"
 
 
-def load_spg(source: str | Path) -> tuple[list[str], list[Drawing]]:
+def load_spg(
+    source: str | Path, problems: Problems | None = None
+) -> tuple[list[str], list[Drawing]]:
     """Read the data set.
 
     Args:
         source: Folder with the three files.
+        problems: Collects drawings that cannot be used; without it the first one is an error.
 
     Returns:
         Class names ``"category: part"`` in alphabetical order of categories, and drawings.
 
     Raises:
         FileNotFoundError: A file is missing.
+        OSError: A drawing cannot be used, and ``problems`` is strict.
         ValueError: The files do not agree with each other.
     """
     source = Path(source)
@@ -85,39 +90,12 @@ def load_spg(source: str | Path) -> tuple[list[str], list[Drawing]]:
             )
     parts = _read_parts(source / FILES[2])
     classes = [f"{name}{SEPARATOR}{part}" for name in sorted(parts) for part in parts[name]]
-    first: dict[str, int] = {}
-    for name in sorted(parts):
-        first[name] = sum(len(parts[other]) for other in first)
     drawn = read_compact(source / FILES[1], parts=True)
-    assert drawn.part is not None
     table = source / FILES[0]
-    with table.open(newline="", encoding="utf-8") as file, readable_table(table):
-        rows = list(csv.DictReader(file))
     drawings = []
-    for row in rows:
-        number, category, split = (row.get(name) or "" for name in ("index", "class", "split"))
-        index = row_number(number)
-        known = split in SPLITS and category in parts
-        if not known or index is None or index >= len(drawn):
-            raise ValueError(
-                f"{table}: row {row} has an unknown split, class or index; expected "
-                f"split in {', '.join(SPLITS)}, class of {FILES[2]}, index below {len(drawn)}."
-            )
-        points = drawn.rows(index)
-        part, count = drawn.part[points], len(parts[category])
-        if not len(part) or part.min() < 0 or part.max() >= count:
-            raise ValueError(
-                f"{source / FILES[1]}: drawing {index} ({category}) has no points or a part of "
-                f"{count} or more, expected 0..{count - 1}."
-            )
-        try:
-            strokes = drawn.strokes(index)
-        except ValueError as error:
-            raise ValueError(f"{source / FILES[1]}: drawing {index}: {error}") from error
-        label = part.astype(np.int64) + first[category]
-        drawings.append(
-            Drawing(index, category, SPLITS[split], strokes.points, strokes.stroke, label)
-        )
+    for line, row in read_rows(table, ("index", "class", "split"), problems):
+        with skipping(problems, f"{table}, line {line}"):
+            drawings.append(_drawing(row, drawn, parts))
     return classes, drawings
 
 
@@ -148,6 +126,7 @@ def write_spg(
     width: float = 2.0,
     limit: int | None = None,
     progress: bool = True,
+    problems: Problems | None = None,
 ) -> None:
     """Write SPG as an mmseg data set, with the points that the stroke metrics need.
 
@@ -162,9 +141,11 @@ def write_spg(
         width: Width of a stroke in pixels.
         limit: Drawings per class and split; None for all.
         progress: Show a progress bar, when standard error is a terminal.
+        problems: Collects drawings that cannot be used; without it the first one is an error.
 
     Raises:
         FileNotFoundError: A source file is missing.
+        OSError: A drawing cannot be used and ``problems`` is strict, or none can be used.
         ValueError: The source is inconsistent, or ``out`` holds data written otherwise.
     """
     from tqdm import tqdm
@@ -175,7 +156,9 @@ def write_spg(
             f"size must be at least 32, width positive and limit at least 1; got size={size}, "
             f"width={width}, limit={limit}."
         )
-    classes, drawings = load_spg(source)
+    classes, drawings = load_spg(source, problems)
+    if problems is not None and not drawings:
+        raise OSError(f"no drawing in {source} can be used: {problems.first}")
     drawings = _first(drawings, limit)
     written_with = {
         "data": "SPG",
@@ -194,6 +177,25 @@ def write_spg(
         path = out / "points" / f"{split}.safetensors"
         if not path.exists():
             _write_points([d for d in drawings if d.split == split], size, path)
+
+
+def _drawing(row: dict[str, str], drawn: CompactStrokes, parts: dict[str, list[str]]) -> Drawing:
+    category, split, index = row["class"], row["split"], row_number(row["index"])
+    if split not in SPLITS or category not in parts or index is None or index >= len(drawn):
+        raise ValueError(
+            f"unknown split, class or index in {row}; expected split in {', '.join(SPLITS)}, class "
+            f"of {FILES[2]}, index below {len(drawn)}."
+        )
+    strokes = drawn.strokes(index)
+    assert drawn.part is not None
+    part, count = drawn.part[drawn.rows(index)], len(parts[category])
+    if part.min() < 0 or part.max() >= count:
+        raise ValueError(
+            f"drawing {index} ({category}) has a part of {count} or more, expected 0..{count - 1}."
+        )
+    first = sum(len(parts[name]) for name in parts if name < category)
+    label = part.astype(np.int64) + first
+    return Drawing(index, category, SPLITS[split], strokes.points, strokes.stroke, label)
 
 
 def _read_parts(path: Path) -> dict[str, list[str]]:

@@ -199,14 +199,14 @@ def test_refusals(source: Path, tmp_path: Path) -> None:
         load_spg(source)
     (source / "spg.csv").write_text(rows)
     (source / "parts.json").write_text(json.dumps({**PARTS, "pig": ["ear"]}))
-    with pytest.raises(ValueError, match=r"drawing 0 \(pig\) has no points or a part of 1 or more"):
+    with pytest.raises(ValueError, match=r"line 2: drawing 0 \(pig\) has a part of 1 or more"):
         load_spg(source)
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("spg.csv", "index,class\n0,pig\n", "unknown split, class or index"),
+        ("spg.csv", "index,class\n0,pig\n", "no column split; found index, class"),
         ("spg.csv", "index,class,split\n-1,pig,train\n", "unknown split, class or index"),
         ("spg.csv", "index,class,split\nx,pig,train\n", "unknown split, class or index"),
         ("parts.json", "{", r"parts\.json: expected part names by class"),

@@ -102,37 +102,50 @@ def index(_: Path) -> Scenario:
 
 
 def spg(folder: Path) -> Scenario:
-    """SPG's strokes drawn as pictures and masks."""
+    """SPG's strokes drawn as pictures and masks, but for two that cannot be."""
     from sketchfusion_plugins.data.spg import write_spg
+    from sketchfusion_plugins.problems import Problems
 
     source = folder / "source"
     source.mkdir()
-    points = np.random.default_rng(0).integers(0, 200, (PICTURES, 30, 2))
+    points = np.random.default_rng(0).integers(0, 200, (PICTURES, 30, 2)).astype(np.float32)
+    points[3, 7] = np.nan
     np.savez(
         source / "spg_strokes.npz",
-        xy=points.reshape(-1, 2).astype(np.int16),
+        xy=points.reshape(-1, 2),
         stroke=np.tile(np.repeat([0, 1, 2], 10), PICTURES),
         part=np.tile(np.repeat([0, 1, 0], 10), PICTURES),
         offset=np.arange(0, 30 * PICTURES + 1, 30),
     )
     lines = [f"{i},pig,{('train', 'valid')[i % 2]}" for i in range(PICTURES)]
+    lines.insert(5, "9000,pig,train")
     (source / "spg.csv").write_text("index,class,split\n" + "\n".join(lines) + "\n")
     (source / "parts.json").write_text('{"pig": ["ear", "body"]}')
-    return lambda out: write_spg(source, out, 64, progress=False), whole_files, digests
+
+    def work(out: Path) -> None:
+        problems = Problems()
+        write_spg(source, out, 64, progress=False, problems=problems)
+        assert len(problems.found) == 2
+
+    return work, whole_files, digests
 
 
 def openmoji(folder: Path) -> Scenario:
-    """OpenMoji's drawings with part masks."""
+    """OpenMoji's drawings with part masks, but for one that cannot be drawn."""
     from sketchfusion_plugins.data.openmoji import load_concepts
     from sketchfusion_plugins.data.openmoji_parts import write_openmoji_parts
+    from sketchfusion_plugins.problems import Problems
 
     root = folder / "svg"
     root.mkdir()
     for concept in load_concepts()[::300]:
         shutil.copy(concept.svg, root)
+    next(root.iterdir()).write_text("no SVG")
 
     def work(out: Path) -> None:
-        write_openmoji_parts(out, 32, root, progress=False)
+        problems = Problems()
+        write_openmoji_parts(out, 32, root, progress=False, problems=problems)
+        assert len(problems.found) == 1
 
     return work, whole_files, digests
 
