@@ -42,19 +42,39 @@ class Bottleneck(nn.Module):
             elif isinstance(module, nn.GroupNorm):
                 module.reset_parameters()
 
-    def forward(self, level: Tensor) -> Tensor:
-        """``[B, in_channels, h, w]`` to ``[B, out_channels, h, w]``."""
-        hidden = F.relu(self.reduce_norm(self.reduce(level)))
-        hidden = F.relu(self.mix_norm(self.mix(hidden)))
+    def forward(self, level: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Resize a level, then refine it.
+
+        1x1 convolutions without bias and bilinear resizing commute, so either comes first: the one
+        that leaves the other fewer cells.
+
+        Args:
+            level: ``[B, in_channels, h, w]``.
+            size: Rows and columns of the result; None for the level's own.
+
+        Returns:
+            ``[B, out_channels, rows, columns]``.
+        """
+        size = level.shape[-2:] if size is None else size
+        if level.shape[-2:].numel() > size[0] * size[1]:
+            level = _resize(level, size)
+        # In place: no backward pass reads what a GroupNorm gave.
+        hidden = F.relu_(self.reduce_norm(_resize(self.reduce(level), size)))
+        hidden = F.relu_(self.mix_norm(self.mix(hidden)))
         hidden = self.expand_norm(self.expand(hidden))
-        return F.relu(hidden + self.shortcut(level))
+        if isinstance(self.shortcut, nn.Sequential):
+            projection, norm = self.shortcut
+            shortcut = norm(_resize(projection(level), size))
+        else:
+            shortcut = _resize(level, size)
+        return F.relu_(hidden + shortcut)
 
 
 class AdaptiveAggregation(nn.Module):
     """Levels to one map: a bottleneck per level, summed by learned softmax branch weights.
 
-    Levels are resized first, then go through their bottlenecks, as in the paper's section 4.2 and
-    the released code.
+    Levels go through their bottlenecks at the size of the map, as in the paper's section 4.2 and the
+    released code.
 
     Args:
         in_channels: Channels of every level.
@@ -122,10 +142,8 @@ class AdaptiveAggregation(nn.Module):
         for weight, bottleneck, level in zip(
             self.branch_weights.unbind(), self.bottlenecks, levels, strict=True
         ):
-            if level.shape[-2:] != size:
-                level = F.interpolate(level, size, mode="bilinear", align_corners=False)
-            branch = weight * bottleneck(self.dropout(level))
-            total = branch if total is None else total + branch
+            branch = bottleneck(self.dropout(level), size)
+            total = weight * branch if total is None else torch.addcmul(total, weight, branch)
         assert total is not None
         return F.normalize(total, dim=1) if self.normalize else total
 
@@ -177,3 +195,9 @@ def cells(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
     """Rows and columns of a map that covers an image at a stride."""
     height, width = image_size
     return -(-height // stride), -(-width // stride)
+
+
+def _resize(grid: Tensor, size: tuple[int, int]) -> Tensor:
+    if grid.shape[-2:] == size:
+        return grid
+    return F.interpolate(grid, size, mode="bilinear", align_corners=False)

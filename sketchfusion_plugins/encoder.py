@@ -125,7 +125,9 @@ class SketchFusionEncoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the adapters, and so of what the encoder returns."""
-        parameter = next(iter((*self.injector.parameters(), *self._aggregator_parameters())), None)
+        adapters = (self.injector, self.aggregator)
+        parameters = (p for module in adapters if module is not None for p in module.parameters())
+        parameter = next(parameters, None)
         return torch.float32 if parameter is None else parameter.dtype
 
     def foundations(self) -> tuple[nn.Module, ...]:
@@ -243,9 +245,10 @@ class SketchFusionEncoder(nn.Module):
             encoded = image
         else:
             encoded = self.encode(image, seed=seed, generator=generator, fuse=fuse)
-        inject, tokens = None, encoded.tokens
+        inject, dtype = None, self.dtype
         if fuse:
-            assert tokens is not None
+            assert encoded.tokens is not None
+            tokens = encoded.tokens.to(dtype)  # once, not at every site
 
             def inject(name: str, hidden: Tensor) -> Tensor:
                 result: Tensor = self.injector(name, hidden, tokens)
@@ -261,7 +264,7 @@ class SketchFusionEncoder(nn.Module):
         blocks = self.level_blocks
         refuse_overflow([outputs[block.name] for block in blocks])
         return FeatureLevels(
-            tuple(outputs[block.name].to(self.dtype) for block in blocks),
+            tuple(outputs[block.name].to(dtype) for block in blocks),
             tuple(block.stride for block in blocks),
             tuple(block.name for block in blocks),
         )
@@ -396,9 +399,6 @@ class SketchFusionEncoder(nn.Module):
                 f"expected tokens [{len(latents)}, {self.semantic.channels}, rows, columns], got "
                 f"{list(tokens.shape)}. Are they of another encoder?"
             )
-
-    def _aggregator_parameters(self) -> tuple[nn.Parameter, ...]:
-        return () if self.aggregator is None else tuple(self.aggregator.parameters())
 
     def _injection_sites(self) -> dict[str, int]:
         blocks = {block.name: block.channels for block in self.diffusion.denoiser.blocks}
