@@ -55,7 +55,7 @@ class Bottleneck(nn.Module):
         Returns:
             ``[B, out_channels, rows, columns]``.
         """
-        size = level.shape[-2:] if size is None else size
+        size = (level.shape[-2], level.shape[-1]) if size is None else size
         if level.shape[-2:].numel() > size[0] * size[1]:
             level = _resize(level, size)
         # In place: no backward pass reads what a GroupNorm gave.
@@ -73,8 +73,8 @@ class Bottleneck(nn.Module):
 class AdaptiveAggregation(nn.Module):
     """Levels to one map: a bottleneck per level, summed by learned softmax branch weights.
 
-    Levels go through their bottlenecks at the size of the map, as in the paper's section 4.2 and the
-    released code.
+    Levels go through their bottlenecks at the size of the map, as in the paper's section 4.2 and in
+    the released code.
 
     Args:
         in_channels: Channels of every level.

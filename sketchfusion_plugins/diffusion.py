@@ -22,22 +22,13 @@ from sketchfusion_plugins.hub import (
     refuse_unavailable,
     require_weights,
 )
-from sketchfusion_plugins.noise import draw_noise
+from sketchfusion_plugins.noise import draw_noise, noise_scales
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 # The posterior's sample and the diffusion noise must not be the same numbers.
 POSTERIOR_SEED_OFFSET = 1_000_003
-
-SCHEDULE_KEYS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-)
 
 
 class Diffusion(nn.Module):
@@ -169,35 +160,6 @@ class Diffusion(nn.Module):
                 total = output.unflatten(0, (batch, len(chunk))).float().sum(1)
                 totals[name] = totals[name] + total if name in totals else total
         return {name: total / draws for name, total in totals.items()}
-
-
-def noise_scales(scheduler: Mapping[str, Any], timestep: int) -> tuple[float, float]:
-    """Factors of signal and noise at a timestep, as diffusers' own ``add_noise`` applies them.
-
-    They do not depend on what the model predicts (noise, velocity or sample).
-
-    Raises:
-        ValueError: The schedule is not one of diffusion, or has no such timestep.
-    """
-    from diffusers import DDPMScheduler
-
-    name = str(scheduler.get("_class_name", ""))
-    if "FlowMatch" in name or "beta_schedule" not in scheduler:
-        raise ValueError(
-            f"expected a diffusion scheduler with a beta_schedule, got {name or dict(scheduler)}. "
-            "Flow-matching models are not supported."
-        )
-    # All of Stable Diffusion's schedulers share the schedule; only their solvers differ.
-    known = {key: value for key, value in scheduler.items() if key in SCHEDULE_KEYS}
-    with torch.device("cpu"):
-        ddpm = DDPMScheduler(**known)
-        steps = ddpm.config["num_train_timesteps"]
-        if not 0 <= timestep < steps:
-            raise ValueError(
-                f"timestep must be in 0..{steps - 1} for this scheduler, got {timestep}."
-            )
-        one, zero, step = torch.ones(1), torch.zeros(1), torch.tensor([timestep])
-        return ddpm.add_noise(one, zero, step).item(), ddpm.add_noise(zero, one, step).item()
 
 
 def load_diffusion(

@@ -11,47 +11,27 @@ without a graph: gradient crosses the frozen UNet from the levels back to every 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sketchfusion_plugins.aggregation import AdaptiveAggregation, AdaptivePyramid, cells
+from sketchfusion_plugins.aggregation import AdaptivePyramid, cells
+from sketchfusion_plugins.assembly import (
+    build_aggregator,
+    checkpoint_blocks,
+    injection_sites,
+    load_foundations,
+)
 from sketchfusion_plugins.config import EncoderConfig
-from sketchfusion_plugins.diffusion import Diffusion, load_diffusion
+from sketchfusion_plugins.diffusion import Diffusion
 from sketchfusion_plugins.images import check_image, pad_to_multiple, refuse_overflow, to_rgb
 from sketchfusion_plugins.injection import ClipInjector
-from sketchfusion_plugins.semantic import SemanticBranch, load_semantic, resize_for_tokens
+from sketchfusion_plugins.outputs import FeatureLevels, FoundationOutputs
+from sketchfusion_plugins.semantic import SemanticBranch, resize_for_tokens
 from sketchfusion_plugins.summary import ParameterCount, count_parameters
 
-
-class FoundationOutputs(NamedTuple):
-    """What frozen foundations make of an image batch before anything that trains is involved.
-
-    Attributes:
-        latents: Clean, scaled latents of the VAE, ``[B, C, h, w]``.
-        tokens: Tokens of the semantic branch, ``[B, channels, rows, columns]``; None where none are
-            injected.
-        image_size: Height and width of the images in pixels.
-    """
-
-    latents: Tensor
-    tokens: Tensor | None
-    image_size: tuple[int, int]
-
-
-class FeatureLevels(NamedTuple):
-    """Maps of one image batch, fine to coarse.
-
-    Attributes:
-        maps: ``[B, C, ceil(H / stride), ceil(W / stride)]`` per level.
-        strides: Pixels per cell of every level.
-        names: UNet block that every level is the output of.
-    """
-
-    maps: tuple[Tensor, ...]
-    strides: tuple[int, ...]
-    names: tuple[str, ...]
+__all__ = ["FeatureLevels", "FoundationOutputs", "SketchFusionEncoder"]
 
 
 class SketchFusionEncoder(nn.Module):
@@ -89,27 +69,13 @@ class SketchFusionEncoder(nn.Module):
         super().__init__()
         config = EncoderConfig() if config is None else config
         self.config = config
-        device = torch.get_default_device()
-        dtype = getattr(torch, config.foundation_dtype)
-        options: dict[str, Any] = {
-            "weights": config.weights,
-            "dtype": dtype,
-            "allow_pickle": allow_pickle,
-        }
-        # Random foundations are always drawn on the CPU: the same ones on every device.
-        build_device = device if device.type == "meta" else torch.device("cpu")
-        with build_device, torch.random.fork_rng(devices=[], enabled=config.weights == "random"):
-            if config.weights == "random":
-                torch.default_generator.manual_seed(config.random_seed)
-            self.diffusion = diffusion or load_diffusion(config.diffusion, config.taps, **options)
-            self.semantic = semantic or load_semantic(config.semantic, **options)
-        self.diffusion.to(device)
-        if isinstance(self.semantic, nn.Module):
-            self.semantic.to(device)
+        self.diffusion, self.semantic = load_foundations(config, allow_pickle, diffusion, semantic)
         self.injector = ClipInjector(
-            self.semantic.channels, self._injection_sites(), config.injection.init
+            self.semantic.channels,
+            injection_sites(config, self.diffusion.denoiser.blocks),
+            config.injection.init,
         )
-        self.aggregator: AdaptiveAggregation | AdaptivePyramid | None = self._build_aggregator()
+        self.aggregator = build_aggregator(config, [block.channels for block in self.level_blocks])
         if config.freeze_foundations:
             for foundation in self.foundations():
                 foundation.requires_grad_(False)
@@ -241,7 +207,7 @@ class SketchFusionEncoder(nn.Module):
         """
         fuse = fuse and len(self.injector.projections) > 0
         if isinstance(image, FoundationOutputs):
-            self._check_outputs(image, fuse)
+            image.check(self.diffusion, self.semantic.channels if fuse else None)
             encoded = image
         else:
             encoded = self.encode(image, seed=seed, generator=generator, fuse=fuse)
@@ -288,25 +254,7 @@ class SketchFusionEncoder(nn.Module):
 
         Foundations that gradient never enters (frozen VAE and CLIP) have nothing to recompute.
         """
-        unet = self.diffusion.denoiser.unet
-        modules: list[Any] = [unet]
-        if not self.config.freeze_foundations:
-            modules.append(self.diffusion.vae)
-        for module in modules:
-            (
-                module.enable_gradient_checkpointing
-                if enable
-                else module.disable_gradient_checkpointing
-            )()
-        model = getattr(self.semantic, "model", None)
-        if self.config.freeze_foundations or model is None:
-            return
-        if hasattr(model, "set_grad_checkpointing"):
-            model.set_grad_checkpointing(enable)
-        elif enable:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            model.gradient_checkpointing_disable()
+        checkpoint_blocks(self.diffusion, self.semantic, enable, self.config.freeze_foundations)
 
     def set_taps(self, taps: tuple[str, ...]) -> None:
         """Return these levels alone from now on, and delete what no longer runs.
@@ -375,59 +323,6 @@ class SketchFusionEncoder(nn.Module):
         from sketchfusion_plugins.publish import push_adapters
 
         return push_adapters(self, repo_id, **options)
-
-    def _check_outputs(self, encoded: FoundationOutputs, fuse: bool) -> None:
-        """Refuse what another encoder made."""
-        latents, tokens, image_size = encoded
-        channels = self.diffusion.denoiser.unet.config["in_channels"]
-        rows, columns = cells(image_size, self.diffusion.latent_stride)
-        expected = (latents.shape[0], channels, rows, columns)
-        if latents.shape != expected:
-            raise ValueError(
-                f"expected latents {list(expected)} of images of {image_size[0]} x {image_size[1]} "
-                f"px, got {list(latents.shape)}. Are they of another encoder?"
-            )
-        if not fuse:
-            return
-        if tokens is None:
-            raise ValueError(
-                "these foundation outputs hold no tokens to inject. Make them with encode(image), "
-                "or ask for forward_levels(..., fuse=False)."
-            )
-        if tokens.shape[:2] != (len(latents), self.semantic.channels):
-            raise ValueError(
-                f"expected tokens [{len(latents)}, {self.semantic.channels}, rows, columns], got "
-                f"{list(tokens.shape)}. Are they of another encoder?"
-            )
-
-    def _injection_sites(self) -> dict[str, int]:
-        blocks = {block.name: block.channels for block in self.diffusion.denoiser.blocks}
-        wanted = self.config.injection.sites
-        if wanted is None:
-            return {name: channels for name, channels in blocks.items() if name != "mid"}
-        unknown = [name for name in wanted if name not in blocks]
-        if unknown:
-            raise ValueError(
-                f"unknown injection site(s) {', '.join(unknown)}; blocks that run in this UNet are "
-                f"{', '.join(blocks)}."
-            )
-        return {name: channels for name, channels in blocks.items() if name in wanted}
-
-    def _build_aggregator(self) -> AdaptiveAggregation | AdaptivePyramid | None:
-        config = self.config.aggregation
-        if config is None:
-            return None
-        options: dict[str, Any] = {
-            "out_channels": config.out_channels,
-            "bottleneck_channels": config.bottleneck,
-            "norm_groups": config.norm_groups,
-            "normalize": config.normalize,
-            "dropout": config.dropout,
-        }
-        channels = [block.channels for block in self.level_blocks]
-        if isinstance(config.stride, int):
-            return AdaptiveAggregation(channels, **options)
-        return AdaptivePyramid(channels, config.stride, **options)
 
 
 def _crop(result: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Seeded noise that depends on the seed and the size alone.
+"""Seeded noise that depends on the seed and the size alone, and how much of it a timestep has.
 
 Every image of a batch sees the same draws, so features do not depend on what else is in the
 batch. Draws are made on the CPU, so they do not depend on the device either. The operator is
@@ -7,8 +7,20 @@ opaque to ``torch.compile``, which would otherwise break the graph at the genera
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
+
+SCHEDULE_KEYS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
 
 
 @torch.library.custom_op("sketchfusion::seeded_noise", mutates_args=())
@@ -44,6 +56,35 @@ def draw_noise(
     # Detached: noise is a constant, and the operator has no derivative to offer.
     noise: Tensor = _seeded_noise(latents.detach(), draws, seed)
     return noise
+
+
+def noise_scales(scheduler: Mapping[str, Any], timestep: int) -> tuple[float, float]:
+    """Factors of signal and noise at a timestep, as diffusers' own ``add_noise`` applies them.
+
+    They do not depend on what the model predicts (noise, velocity or sample).
+
+    Raises:
+        ValueError: The schedule is not one of diffusion, or has no such timestep.
+    """
+    from diffusers import DDPMScheduler
+
+    name = str(scheduler.get("_class_name", ""))
+    if "FlowMatch" in name or "beta_schedule" not in scheduler:
+        raise ValueError(
+            f"expected a diffusion scheduler with a beta_schedule, got {name or dict(scheduler)}. "
+            "Flow-matching models are not supported."
+        )
+    # All of Stable Diffusion's schedulers share the schedule; only their solvers differ.
+    known = {key: value for key, value in scheduler.items() if key in SCHEDULE_KEYS}
+    with torch.device("cpu"):
+        ddpm = DDPMScheduler(**known)
+        steps = ddpm.config["num_train_timesteps"]
+        if not 0 <= timestep < steps:
+            raise ValueError(
+                f"timestep must be in 0..{steps - 1} for this scheduler, got {timestep}."
+            )
+        one, zero, step = torch.ones(1), torch.zeros(1), torch.tensor([timestep])
+        return ddpm.add_noise(one, zero, step).item(), ddpm.add_noise(zero, one, step).item()
 
 
 def _draw(draws: int, like: Tensor, generator: torch.Generator) -> Tensor:

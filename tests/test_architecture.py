@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("presets", "null_prompt", "semantic", "injection", "aggregation", "adapter_file", "baselines"),
     ("denoiser", "checkpoint", "import_hooks"),
     ("diffusion", "publish"),
+    ("assembly", "outputs"),
     ("encoder", "task_configs"),
     ("features", "maps", "cache", "timm_adapters", "catalogue"),
     ("tasks",),
@@ -34,7 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 ROOTS = ("files", "hub", "noise", "images", "config", "fingerprint")
-CORE = (*ROOTS, *FLOORS[2], *FLOORS[3], *FLOORS[4], "encoder")
+CORE = (*ROOTS, *sum(FLOORS[2:6], ()), "encoder")
 OUTER = {"timm_adapters", "typer", "rich", "gradio", "mmengine", "mmseg", "mmcv"}
 
 

@@ -17,7 +17,7 @@ from sketchfusion_plugins.cli.data import openmoji_seg, spg
 from sketchfusion_plugins.cli.demo import demo
 from sketchfusion_plugins.cli.evaluate import evaluate
 from sketchfusion_plugins.cli.features import features
-from sketchfusion_plugins.cli.index import add, build, search
+from sketchfusion_plugins.cli.index import add, begin, build, merge, search
 from sketchfusion_plugins.cli.installation import doctor, models
 from sketchfusion_plugins.cli.mmseg import config_path, mm_export, mm_train
 from sketchfusion_plugins.cli.pairs import match, segment
@@ -43,7 +43,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 _data = typer.Typer(help="Write data sets in the layout that MMSegmentation reads.")
-_index = typer.Typer(help="Build, extend and search an index of pictures.")
+_index = typer.Typer(help="Build, extend, search and merge indexes of pictures.")
 
 
 @app.callback(invoke_without_command=True)
@@ -88,6 +88,8 @@ app.add_typer(_index, name="index", no_args_is_help=True, rich_help_panel=ASK)
 _add(_index, build)
 _add(_index, add)
 _add(_index, search)
+_add(_index, merge)
+_add(_index, begin)
 _add(app, match, ASK)
 _add(app, segment, ASK)
 _add(app, train, TRAIN)

@@ -1,4 +1,4 @@
-"""Commands around an index of pictures: ``index build``, ``index add`` and ``index search``."""
+"""Commands around indexes of pictures: ``index build|add|search|merge|begin``."""
 
 from __future__ import annotations
 
@@ -163,6 +163,49 @@ def search(
             rows = [(rank, f"{hit.score:.3f}", hit.key) for rank, hit in enumerate(hits, 1)]
             Console().print(rows_table(str(path), ("rank", "similarity", "picture"), rows))
     end_with(problems)
+
+
+def merge(
+    indexes: Annotated[list[Path], typer.Argument(help="Folders of the indexes, two at least.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new index; they stay as they are.")],
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse pictures that several indexes hold.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make one index of several that were built by the same model, on other machines for instance.
+
+    Of a picture that several hold, the first one's vector is kept and the others are named.
+
+    Example: sketchfusion index merge a.index b.index --out all.index
+    """
+    with errors_in_one_line():
+        from sketchfusion_plugins.index.merging import merge_indexes
+        from sketchfusion_plugins.inference.picture_files import Problems
+
+        merged = merge_indexes(indexes, out, strict=strict, progress=True)
+        problems = Problems(False)
+        for key in merged.duplicates:
+            problems.add(Path(key), ValueError("several indexes hold it; the first is kept."))
+    _print_counts(out, merged.rows, merged.rows, len(merged.duplicates), as_json)
+    end_with(problems)
+
+
+def begin(
+    like: Annotated[Path, typer.Option(help="Index of kind ivf or ivfpq that has learned lists.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new index.")],
+) -> None:
+    """Begin an empty index with another one's model and learned lists; build and add extend it.
+
+    Indexes that share lists are merged without coding their pictures anew.
+
+    Example: sketchfusion index begin --like a.index --out b.index
+    """
+    with errors_in_one_line():
+        from sketchfusion_plugins.index.merging import begin_like
+
+        begin_like(like, out)
+    typer.echo(f"{out} is empty and shares the lists of {like}.")
 
 
 def _print_counts(index: Path, added: int, total: int, skipped: int, as_json: bool) -> None:

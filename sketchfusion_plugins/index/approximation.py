@@ -98,6 +98,27 @@ def extend(structure: Any, blocks: Iterable[npt.NDArray[np.float32]]) -> None:
         structure.add(block)
 
 
+def same_lists(one: Any, other: Any) -> bool:
+    """Whether two inverted files learned the same lists, and codes if they have any."""
+    faiss = require_faiss()
+
+    def learned(structure: Any) -> list[npt.NDArray[np.float32]]:
+        parts = [structure.quantizer.reconstruct_n(0, structure.quantizer.ntotal)]
+        if hasattr(structure, "pq"):
+            parts.append(faiss.vector_to_array(structure.pq.centroids))
+        return parts
+
+    pairs = zip(learned(one), learned(other), strict=False)
+    return type(one) is type(other) and all(np.array_equal(*pair) for pair in pairs)
+
+
+def join_lists(structure: Any, other: Any) -> None:
+    """Move the vectors of an inverted file with the same lists behind those of another."""
+    faiss = require_faiss()
+
+    faiss.merge_into(structure, other, True)
+
+
 def write_structure(structure: Any, path: Path) -> None:
     """Write a structure atomically.
 

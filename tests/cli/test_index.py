@@ -118,3 +118,22 @@ def test_search_prints_a_table(run: Any, pictures: Path, tmp_path: Path) -> None
 def test_folder_without_an_index(run: Any, pictures: Path, tmp_path: Path) -> None:
     result = run("index", "search", pictures, "--index", tmp_path, status=1)
     assert "holds no index" in result.stderr
+
+
+def test_merged_indexes_find_the_pictures_of_both(run: Any, pictures: Path, tmp_path: Path) -> None:
+    a, b, out = (tmp_path / name for name in ("a", "b", "out"))
+    run("index", "build", pictures / "a.png", "--out", a, "--model", "hog")
+    run("index", "build", pictures, "--out", b, "--model", "hog")
+    result = run("index", "merge", a, b, "--out", out, "--json", status=3)
+    assert json.loads(result.stdout) == {
+        "index": str(out),
+        "added": 4,
+        "pictures": 4,
+        "skipped": 1,
+    }
+    assert "a.png: several indexes hold it" in result.stderr
+    for query, hits in _search(run, pictures, "--index", out, "--top", 1).items():
+        assert hits == [str(Path(query).absolute())]
+    refused = run("index", "merge", a, b, "--out", tmp_path / "strict", "--strict", status=1)
+    assert "1 key(s) are in more than one index" in refused.stderr
+    assert "has learned no lists" in run("index", "begin", "--like", a, "--out", b, status=1).stderr

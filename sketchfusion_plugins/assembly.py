@@ -1,0 +1,114 @@
+"""Building the encoder's parts from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from sketchfusion_plugins.aggregation import AdaptiveAggregation, AdaptivePyramid
+from sketchfusion_plugins.config import EncoderConfig
+from sketchfusion_plugins.denoiser import Block
+from sketchfusion_plugins.diffusion import Diffusion, load_diffusion
+from sketchfusion_plugins.semantic import SemanticBranch, load_semantic
+
+
+def load_foundations(
+    config: EncoderConfig,
+    allow_pickle: bool = False,
+    diffusion: Diffusion | None = None,
+    semantic: SemanticBranch | None = None,
+) -> tuple[Diffusion, SemanticBranch]:
+    """Both branches on the default device, loaded or random unless they are given.
+
+    Raises:
+        OSError: Foundations cannot be loaded.
+        ValueError: They are of a kind that is not supported.
+    """
+    device = torch.get_default_device()
+    options: dict[str, Any] = {
+        "weights": config.weights,
+        "dtype": getattr(torch, config.foundation_dtype),
+        "allow_pickle": allow_pickle,
+    }
+    # Random foundations are always drawn on the CPU: the same ones on every device.
+    build_device = device if device.type == "meta" else torch.device("cpu")
+    with build_device, torch.random.fork_rng(devices=[], enabled=config.weights == "random"):
+        if config.weights == "random":
+            torch.default_generator.manual_seed(config.random_seed)
+        diffusion = diffusion or load_diffusion(config.diffusion, config.taps, **options)
+        semantic = semantic or load_semantic(config.semantic, **options)
+    diffusion.to(device)
+    if isinstance(semantic, nn.Module):
+        semantic.to(device)
+    return diffusion, semantic
+
+
+def injection_sites(config: EncoderConfig, blocks: Sequence[Block]) -> dict[str, int]:
+    """Channels of every block that tokens are added to, by name.
+
+    Raises:
+        ValueError: A site is configured that is none of ``blocks``.
+    """
+    channels = {block.name: block.channels for block in blocks}
+    wanted = config.injection.sites
+    if wanted is None:
+        return {name: count for name, count in channels.items() if name != "mid"}
+    unknown = [name for name in wanted if name not in channels]
+    if unknown:
+        raise ValueError(
+            f"unknown injection site(s) {', '.join(unknown)}; blocks that run in this UNet are "
+            f"{', '.join(channels)}."
+        )
+    return {name: count for name, count in channels.items() if name in wanted}
+
+
+def build_aggregator(
+    config: EncoderConfig, in_channels: Sequence[int]
+) -> AdaptiveAggregation | AdaptivePyramid | None:
+    """Aggregation of levels with these channels; None where none is configured."""
+    aggregation = config.aggregation
+    if aggregation is None:
+        return None
+    options: dict[str, Any] = {
+        "out_channels": aggregation.out_channels,
+        "bottleneck_channels": aggregation.bottleneck,
+        "norm_groups": aggregation.norm_groups,
+        "normalize": aggregation.normalize,
+        "dropout": aggregation.dropout,
+    }
+    if isinstance(aggregation.stride, int):
+        return AdaptiveAggregation(in_channels, **options)
+    return AdaptivePyramid(in_channels, aggregation.stride, **options)
+
+
+def checkpoint_blocks(
+    diffusion: Diffusion, semantic: SemanticBranch, enable: bool, frozen: bool
+) -> None:
+    """Switch gradient checkpointing of the foundations.
+
+    Args:
+        diffusion: Diffusion branch.
+        semantic: Semantic branch; one without a ``model`` is passed over.
+        enable: Recompute activations in backward.
+        frozen: Gradient enters the UNet alone.
+    """
+    modules: list[Any] = [diffusion.denoiser.unet]
+    if not frozen:
+        modules.append(diffusion.vae)
+    for module in modules:
+        if enable:
+            module.enable_gradient_checkpointing()
+        else:
+            module.disable_gradient_checkpointing()
+    model = getattr(semantic, "model", None)
+    if frozen or model is None:
+        return
+    if hasattr(model, "set_grad_checkpointing"):
+        model.set_grad_checkpointing(enable)
+    elif enable:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_disable()
