@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
 MODULES = ("models", "plain", "report", "rows", "speed", "timing")
 KEYS = {
     *("a", "b", "b2", "c", "d", "d2", "f", "f2"),
-    *(f"e{number}" for number in range(1, 10)),
+    *(f"e{number}" for number in range(10)),
     *(f"g{number}" for number in range(1, 7)),
     *(f"{letter}{number}" for letter in "ht" for number in range(1, 5)),
 }

@@ -85,6 +85,7 @@ def without(fp32: Models, bf16: Models, light_vae: bool) -> list[Row]:
         Row("e7", f"(d), levels of {FEW_DRAWS} draws", batched.forward_levels, (batched,), dtype),
         Row("e8", "(e7), draws one by one", single.forward_levels, (single,), dtype),
         Row("e9", "levels of (d), fused QKV", fused.forward_levels, (fused,), dtype),
+        Row("e0", "levels of (d), nothing off", encoder.forward_levels, (encoder,), dtype),
     ]
     if light_vae:
         rows.append(_light_vae(bf16))

@@ -99,7 +99,7 @@ def test_shared_lists_are_joined_and_answer_as_one_index(
     assert manifest.approximation.rows == 1620
 
 
-@pytest.mark.parametrize("kind", ["ivf", "ivfpq", "hnsw"])
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 @pytest.mark.parametrize("sizes", [(700, 900), (900, 20)])
 def test_structures_learned_apart_miss_nothing_when_all_is_searched(
     kind: str, sizes: tuple[int, int], tmp_path: Path
