@@ -181,7 +181,7 @@ def merge(
     """
     with errors_in_one_line():
         from sketchfusion_plugins.index.merging import merge_indexes
-        from sketchfusion_plugins.inference.picture_files import Problems
+        from sketchfusion_plugins.problems import Problems
 
         merged = merge_indexes(indexes, out, strict=strict, progress=True)
         problems = Problems(False)
