@@ -107,11 +107,8 @@ class ClassifierHead(nn.Module):
         return F.adaptive_avg_pool2d(features, self.grid).flatten(1)
 
     @torch.no_grad()
-    def start_from(self, pooled: Tensor, labels: Tensor) -> None:
-        """Become the ridge classifier of some images, fitted in closed form.
-
-        Training then starts from a head that knows the features and changes them less (LP-FT,
-        Kumar et al. 2022). Its scores, -1 to 1, are scaled to logits.
+    def fit(self, pooled: Tensor, labels: Tensor) -> None:
+        """Become the ridge classifier of some images, in closed form; scores are scaled to logits.
 
         Args:
             pooled: ``[N, C * grid * grid]``, see `pool`.

@@ -91,11 +91,11 @@ class SaveAdaptersHook(Hook):  # type: ignore[misc]
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Save beside every evaluation."""
-        _save(runner)
+        save_task(runner)
 
     def after_train(self, runner: Any) -> None:
         """Save at the end."""
-        _save(runner)
+        save_task(runner)
 
 
 def task_of(model: Any) -> Task:
@@ -111,6 +111,7 @@ def trained_task(runner: Any) -> Task:
     return task_of(averages[0] if averages else runner.model)
 
 
-def _save(runner: Any) -> None:
+def save_task(runner: Any) -> None:
+    """Write the trained task to ``adapters`` in the work directory, from the main process."""
     if is_main_process():
         trained_task(runner).save_pretrained(Path(runner.work_dir) / ADAPTERS)

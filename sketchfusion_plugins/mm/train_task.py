@@ -24,12 +24,12 @@ from sketchfusion_plugins.evaluation.report import Row
 from sketchfusion_plugins.inference.models import find_config
 from sketchfusion_plugins.mm.safe_loading import last_checkpoint
 from sketchfusion_plugins.mm.seeding import NumberedSampler, SeededDraws, SeedIterationHook
-from sketchfusion_plugins.mm.tasks import TaskModel, trained_task
+from sketchfusion_plugins.mm.tasks import TaskModel, save_task, trained_task
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import build_task
 
 FOLDER = Path(__file__).parents[1] / "task_configs"
-MOST_PREPARED = 5000
+MOST_FITTED = 5000
 
 
 def list_configs() -> dict[str, Path]:
@@ -123,7 +123,7 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
         found = last_checkpoint(config.work_dir)
         start, resume = (None, False) if found is None else (str(found), True)
     if start is None and data.fit is not None:
-        task.to(_device()).prepare(_unaugmented(data.fit, config.judge.batch_size))
+        task.to(_device()).fit_head(_unaugmented(data.fit, config.judge.batch_size))
     judge = Judge(data, _device(), **config.judge)
     runner = Runner(
         model=TaskModel(task),
@@ -154,6 +154,9 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     )
     runner.train()
     trained = trained_task(runner)
+    if data.fit is not None and trained.fit_head(_unaugmented(data.fit, config.judge.batch_size)):
+        save_task(runner)
+        return trained, judge(trained)
     # Training ends with an evaluation, unless all of it was done before.
     return trained, runner.val_loop.row or judge(trained)
 
@@ -178,14 +181,14 @@ def _training_part(data: TaskData, config: Config) -> Samples:
 
 
 def _unaugmented(data: Samples, batch_size: int) -> Iterator[dict[str, Any]]:
-    """Batches of what a task prepares itself with, the same in every process."""
+    """Batches of what a head is fitted to, the same in every process."""
     from tqdm import tqdm
 
     # Evenly spaced pictures: a classifier in closed form takes the cube of their number.
     count = len(data)  # type: ignore[arg-type]
-    part = Subset(data, range(0, count, -(-count // MOST_PREPARED)))
+    part = Subset(data, range(0, count, -(-count // MOST_FITTED)))
     loader = DataLoader(part, batch_size, generator=torch.Generator())
-    for batch in tqdm(loader, desc="preparing", disable=None, leave=False):
+    for batch in tqdm(loader, desc="fitting", disable=None, leave=False):
         yield {
             key: value.to(_device()) if isinstance(value, Tensor) else value
             for key, value in batch.items()

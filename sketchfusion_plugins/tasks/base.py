@@ -46,12 +46,18 @@ class Task(nn.Module):
         """Losses of a batch by name; those whose name holds "loss" are added up and minimised."""
         raise NotImplementedError
 
-    def prepare(self, batches: Iterable[Mapping[str, Any]]) -> None:
-        """Before training: set what the training part, without augmentation, can set at once.
+    def fit_head(self, batches: Iterable[Mapping[str, Any]]) -> bool:
+        """Fit what of the head has a closed form, to the present features.
+
+        Training calls it before its first and after its last step.
 
         Args:
-            batches: All of it, batch by batch, on the task's device; see `loss`.
+            batches: The training part without augmentation, on the task's device; see `loss`.
+
+        Returns:
+            Whether there was something to fit.
         """
+        return False
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapters, head, settings and image size; see `checkpoint.save_adapters`."""

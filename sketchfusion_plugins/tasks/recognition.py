@@ -50,8 +50,12 @@ class Recognition(Task):
         return logits
 
     @torch.no_grad()
-    def prepare(self, batches: Iterable[Mapping[str, Any]]) -> None:
-        """Start from the ridge classifier of the present features, see `ClassifierHead.start_from`.
+    def fit_head(self, batches: Iterable[Mapping[str, Any]]) -> bool:
+        """Make the head the ridge classifier of the present features, see `ClassifierHead.fit`.
+
+        Before training, so that features are changed less (LP-FT, Kumar et al. 2022); and after it,
+        as a few hundred steps leave a wide linear layer behind its features (classifier
+        re-training, Kang et al. 2020).
 
         Raises:
             ModuleNotFoundError: scikit-learn is not installed.
@@ -64,8 +68,9 @@ class Recognition(Task):
             for batch in batches
         ]
         pooled, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
-        self.head.start_from(pooled, labels)
+        self.head.fit(pooled, labels)
         self.train(mode)
+        return True
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Cross entropy of ``image`` [B, 3, H, W] and ``label`` [B]."""

@@ -50,11 +50,11 @@ def test_one_class_is_refused() -> None:
         RidgeClassifier.fit(np.ones((3, 2)), np.full(3, 4), 5)
 
 
-def test_a_head_starts_from_it() -> None:
+def test_a_head_becomes_it() -> None:
     train, labels = items(40, 3)
     maps = torch.from_numpy(train).float().unflatten(1, (6, 2, 2))
     head = ClassifierHead(6, 4, grid=2).eval()
-    head.start_from(head.pool(maps), torch.from_numpy(labels))
+    head.fit(head.pool(maps), torch.from_numpy(labels))
     scores = 5 * RidgeClassifier.fit(train, labels, 4).scores(train)
     torch.testing.assert_close(head(maps)[:, :3].double(), torch.from_numpy(scores[:, :3]))
     assert (head(maps)[:, 3] == -5).all(), "a class that was missing"

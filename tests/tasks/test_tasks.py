@@ -117,12 +117,12 @@ def test_recognition_by_hand(make: Callable[..., Any], batch: dict[str, Any]) ->
     assert losses["accuracy"] == right and set(losses) == {"loss", "accuracy"}
 
 
-def test_recognition_starts_from_a_classifier_of_its_present_features(
+def test_recognition_fits_its_head_to_its_present_features(
     make: Callable[..., Any], batch: dict[str, Any]
 ) -> None:
     task = make("recognition")
     before = {name: value.clone() for name, value in task.encoder.state_dict().items()}
-    task.prepare([batch, {**batch, "image": batch["image"].flip(3)}])
+    assert task.fit_head([batch, {**batch, "image": batch["image"].flip(3)}])
     assert task.training
     task.eval()
     with torch.no_grad():
@@ -138,12 +138,12 @@ def test_recognition_starts_from_a_classifier_of_its_present_features(
 
 
 @pytest.mark.parametrize("name", ["retrieval", "query_segmentation", "correspondence"])
-def test_other_tasks_have_nothing_to_prepare(make: Callable[..., Any], name: str) -> None:
+def test_other_heads_have_nothing_to_fit(make: Callable[..., Any], name: str) -> None:
     def unread() -> Any:
         raise AssertionError("nothing is to be read")
         yield
 
-    make(name).prepare(unread())
+    assert not make(name).fit_head(unread())
 
 
 @pytest.mark.parametrize(
