@@ -90,8 +90,9 @@ def test_shared_lists_are_joined_and_answer_as_one_index(
     assert joined == [700], "the second's lists were joined, the third is too small to have any"
     whole = Path(tmp_path / "whole")
     begin_like(parts[0], whole)
-    for name, vectors in (("a", one), ("b", two), ("c", three)):
-        _extend(whole, vectors, name)
+    with IndexWriter.open(whole) as index:
+        for name, vectors in (("a", one), ("b", two), ("c", three)):
+            index.add(vectors, _keys(name, len(vectors)), [{"from": name}] * len(vectors))
     for effort in (1, 5, 500):
         assert _answers(tmp_path / "merged", effort) == _answers(whole, effort)
     manifest = SketchIndex.open(tmp_path / "merged").manifest
