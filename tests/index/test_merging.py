@@ -72,6 +72,7 @@ def test_merged_small_and_flat_indexes_equal_one_of_everything(kind: str, tmp_pa
 def test_shared_lists_are_joined_and_answer_as_one_index(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(approximation, "NUMBERS_PER_BYTE", 8)  # seconds of k-means for each byte
     one, two, three = _vectors(830, 1), _vectors(700, 2), _vectors(90, 3)
     parts = [_build(tmp_path / "a", kind, one, "a")]
     for name, vectors in (("b", two), ("c", three)):
