@@ -175,7 +175,7 @@ def merge(
 ) -> None:
     """Make one index of several that were built by the same model, on other machines for instance.
 
-    Of a picture that several hold, the first one's vector is kept and the others are named.
+    Of a picture that several hold, one vector is kept, and the picture is named.
 
     Example: sketchfusion index merge a.index b.index --out all.index
     """
@@ -186,7 +186,7 @@ def merge(
         merged = merge_indexes(indexes, out, strict=strict, progress=True)
         problems = Problems(False)
         for key in merged.duplicates:
-            problems.add(Path(key), ValueError("several indexes hold it; the first is kept."))
+            problems.add(Path(key), ValueError("several indexes hold it; one vector is kept."))
     _print_counts(out, merged.rows, merged.rows, len(merged.duplicates), as_json)
     end_with(problems)
 

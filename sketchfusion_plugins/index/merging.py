@@ -37,7 +37,8 @@ from sketchfusion_plugins.index.manifest import (
     damaged,
 )
 from sketchfusion_plugins.index.reader import SketchIndex
-from sketchfusion_plugins.index.writer import LOCK, _blocks, _sample
+from sketchfusion_plugins.index.rows import read_blocks, sample_vectors
+from sketchfusion_plugins.index.writer import LOCK
 
 
 class Merged(NamedTuple):
@@ -45,7 +46,8 @@ class Merged(NamedTuple):
 
     Attributes:
         rows: Vectors in the merged index.
-        duplicates: Keys that more than one index holds, whose first vector was kept.
+        duplicates: Keys that more than one index holds; the vector kept is that of the index with
+            the larger structure, or else of the one named first.
     """
 
     rows: int
@@ -248,7 +250,7 @@ def _with_structure(
         if has_lists(kind) and not all(shared) and manifest.rows > RETRAIN_GROWTH * trained:
             structure, trained, shared = None, manifest.rows, [False] * len(readers)
     if structure is None:
-        sample = _sample(merged) if has_lists(kind) else None
+        sample = sample_vectors(merged) if has_lists(kind) else None
         structure = new_structure(kind, manifest.dim, sample, manifest.rows)
     start = 0
     for reader, count, joins in zip(readers, rows, shared, strict=True):
@@ -256,7 +258,7 @@ def _with_structure(
             extend(structure, _until(merged, structure.ntotal, start, progress))
             join_lists(structure, _read(reader))
         start += count
-    extend(structure, _blocks(merged, structure.ntotal, progress))
+    extend(structure, read_blocks(merged, structure.ntotal, progress))
     write_structure(structure, path)
     return replace(
         manifest, approximation=Approximation(StoredFile.of(path), manifest.rows, trained)
@@ -281,7 +283,7 @@ def _shares(structure: Any, reader: SketchIndex) -> bool:
 def _until(merged: SketchIndex, first: int, end: int, progress: bool) -> Iterator[Any]:
     """Vectors of the rows from ``first`` to ``end``."""
     left = end - first
-    for block in _blocks(merged, first, progress) if left else ():
+    for block in read_blocks(merged, first, progress) if left else ():
         yield block[:left]
         left -= len(block)
         if left <= 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,6 @@ from sketchfusion_plugins.index.approximation import (
     is_due,
     new_structure,
     read_structure,
-    training_rows,
     write_structure,
 )
 from sketchfusion_plugins.index.manifest import (
@@ -37,6 +36,7 @@ from sketchfusion_plugins.index.manifest import (
     StoredFile,
 )
 from sketchfusion_plugins.index.reader import SketchIndex, unit_vectors
+from sketchfusion_plugins.index.rows import read_blocks, sample_vectors
 
 LOCK = "write.lock"
 # Shards of more rows are never rewritten; smaller ones are merged like the digits of a counter.
@@ -264,13 +264,13 @@ class IndexWriter:
             has_lists(manifest.kind) and manifest.rows > RETRAIN_GROWTH * former.trained_rows
         ):
             covered = 0
-            sample = _sample(reader) if has_lists(manifest.kind) else None
+            sample = sample_vectors(reader) if has_lists(manifest.kind) else None
             structure = new_structure(manifest.kind, manifest.dim, sample, manifest.rows)
         else:
             former.file.verify(self.folder)
             structure = read_structure(self.folder / former.file.name, mapped=False)
             trained = former.trained_rows
-        extend(structure, _blocks(reader, covered, progress))
+        extend(structure, read_blocks(reader, covered, progress))
         path = self.folder / f"approximation-{manifest.generation:06d}.faiss"
         write_structure(structure, path)
         return replace(
@@ -295,30 +295,3 @@ def _line(key: str, metadata: Mapping[str, Any]) -> bytes:
     except (TypeError, ValueError) as error:
         raise ValueError(f"metadata of {key!r} cannot be written as JSON: {error}.") from error
     return text.encode() + b"\n"
-
-
-def _sample(reader: SketchIndex) -> npt.NDArray[np.float32]:
-    """Random rows to learn lists from; the same ones every time."""
-    rows = np.random.default_rng(0).choice(len(reader), training_rows(len(reader)), replace=False)
-    rows.sort()
-    parts, start = [], 0
-    for block in reader.vectors():
-        inside = rows[(rows >= start) & (rows < start + len(block))]
-        parts.append(block[inside - start])
-        start += len(block)
-    return np.concatenate(parts)
-
-
-def _blocks(
-    reader: SketchIndex, first: int, progress: bool, size: int = 2**14
-) -> Iterable[npt.NDArray[np.float32]]:
-    """Vectors from a row on, in blocks small enough for a progress bar to move."""
-    from tqdm import tqdm
-
-    hidden = None if progress else True
-    with tqdm(total=len(reader) - first, desc="indexing", unit="vector", disable=hidden) as bar:
-        for vectors in reader.vectors(first):
-            for start in range(0, len(vectors), size):
-                block = vectors[start : start + size]
-                yield block
-                bar.update(len(block))
