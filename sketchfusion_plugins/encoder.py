@@ -319,7 +319,7 @@ class SketchFusionEncoder(nn.Module):
         return encoder
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the adapters; see `sketchfusion_plugins.checkpoint.push_adapters`."""
+        """Upload the adapters; see `sketchfusion_plugins.publish.push_adapters`."""
         from sketchfusion_plugins.publish import push_adapters
 
         return push_adapters(self, repo_id, **options)
