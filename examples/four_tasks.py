@@ -44,11 +44,6 @@ def main() -> None:
             train_task(config, data)
         models = baselines(name, build_encoder(config.encoder))
         models["fused, trained"] = lambda run=run: load_task(run / "adapters")
-        if name == "recognition":
-            # The same judgement as of the rows above, instead of the trained classifier.
-            models["fused, trained, ridge probe"] = lambda run=run: (
-                load_task(run / "adapters").features
-            )
         about = {
             "model": config.encoder.variant,
             "foundations": config.encoder.changes.weights,
