@@ -194,6 +194,7 @@ def merge(
 def begin(
     like: Annotated[Path, typer.Option(help="Index of kind ivf or ivfpq that has learned lists.")],
     out: Annotated[Path, typer.Option(help="Folder of the new index.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Begin an empty index with another one's model and learned lists; build and add extend it.
 
@@ -205,7 +206,10 @@ def begin(
         from sketchfusion_plugins.index.merging import begin_like
 
         begin_like(like, out)
-    typer.echo(f"{out} is empty and shares the lists of {like}.")
+    if as_json:
+        typer.echo(json.dumps({"index": str(out), "pictures": 0}))
+    else:
+        typer.echo(f"{out} is empty and shares the lists of {like}.")
 
 
 def _print_counts(index: Path, added: int, total: int, skipped: int, as_json: bool) -> None:

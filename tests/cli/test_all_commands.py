@@ -47,7 +47,7 @@ def test_all_commands_are_there() -> None:
         "summary",
     ]
     assert {(verb,) for verb in verbs} < set(COMMANDS)
-    assert {("index", verb) for verb in ("build", "add", "search")} < set(COMMANDS)
+    assert {("index", verb) for verb in ("build", "add", "search", "merge", "begin")} < set(COMMANDS)
     assert {("data", "spg"), ("config-path",), ("mm-train",), ("mm-export",)} < set(COMMANDS)
     assert {("doctor",), ("models",)} < set(COMMANDS)
 
@@ -161,6 +161,8 @@ FAILING = {
     ("index", "build"): ["missing.png", "--model", "tiny", "--out", "a.index"],
     ("index", "add"): ["missing.png", "--index", "missing.index"],
     ("index", "search"): ["missing.png", "--index", "missing.index"],
+    ("index", "merge"): ["missing.index", "other.index", "--out", "all.index"],
+    ("index", "begin"): ["--like", "missing.index", "--out", "b.index"],
     ("match",): ["missing.png", "missing.png", "--model", "tiny"],
     ("segment",): ["missing.png", "missing.png", "--model", "tiny", "--out", "mask.png"],
     ("train",): ["nonsense"],

@@ -425,10 +425,13 @@ def test_recognitions_head_is_fitted_before_and_after_training(
     head = copy.deepcopy(task.head)
     assert data_of("recognition").fit is not None
     task.fit_head(DataLoader(data_of("recognition").fit, 32))
-    assert_same(task.head.state_dict(), head.state_dict())
+    for name, value in task.head.state_dict().items():
+        torch.testing.assert_close(value, head.state_dict()[name], rtol=0.02, atol=1e-3)
     train("recognition", tmp_path, 2, resume=True)
     assert len(fitted) == 4, "what is done is fitted to what it ended with, and to nothing before"
-    assert_same(load_task(tmp_path / "adapters").head.state_dict(), head.state_dict())
+    resumed = load_task(tmp_path / "adapters").head.state_dict()
+    for name, value in resumed.items():
+        torch.testing.assert_close(value, head.state_dict()[name], rtol=0.02, atol=1e-3)
 
 
 def test_training_starts_from_adapters(
