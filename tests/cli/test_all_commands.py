@@ -47,7 +47,8 @@ def test_all_commands_are_there() -> None:
         "summary",
     ]
     assert {(verb,) for verb in verbs} < set(COMMANDS)
-    assert {("index", verb) for verb in ("build", "add", "search", "merge", "begin")} < set(COMMANDS)
+    index = ("build", "add", "search", "merge", "begin")
+    assert {("index", verb) for verb in index} < set(COMMANDS)
     assert {("data", "spg"), ("config-path",), ("mm-train",), ("mm-export",)} < set(COMMANDS)
     assert {("doctor",), ("models",)} < set(COMMANDS)
 
