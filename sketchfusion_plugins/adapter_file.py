@@ -44,8 +44,7 @@ def read_config(source: str | Path, *, revision: str | None = None) -> EncoderCo
         CheckpointError: Damaged file.
         OSError: Not found.
     """
-    path = locate(source, revision)
-    description, _ = read(path, tensors=False)
+    path, description = _describe(source, revision)
     return parse_config(path, description)
 
 
@@ -58,8 +57,7 @@ def read_task(
         CheckpointError: Damaged file.
         OSError: Not found.
     """
-    path = locate(source, revision)
-    description, _ = read(path, tensors=False)
+    path, description = _describe(source, revision)
     task = description.get("task")
     if task is None:
         return None
@@ -79,8 +77,7 @@ def read_image_size(source: str | Path, *, revision: str | None = None) -> int |
         CheckpointError: Damaged file.
         OSError: Not found.
     """
-    path = locate(source, revision)
-    description, _ = read(path, tensors=False)
+    path, description = _describe(source, revision)
     task = description.get("task")
     size = task.get("image_size") if isinstance(task, dict) else None
     if size is not None and (type(size) is not int or size < 1):
@@ -168,3 +165,8 @@ def parse_config(path: Path, description: dict[str, Any]) -> EncoderConfig:
             f"{path} has a configuration that this version does not read: {error} It was written "
             f"by version {description.get('sketchfusion_plugins')}."
         ) from error
+
+
+def _describe(source: str | Path, revision: str | None) -> tuple[Path, dict[str, Any]]:
+    path = locate(source, revision)
+    return path, read(path, tensors=False)[0]

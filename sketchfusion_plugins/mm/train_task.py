@@ -123,7 +123,7 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
         found = last_checkpoint(config.work_dir)
         start, resume = (None, False) if found is None else (str(found), True)
     if start is None and data.fit is not None:
-        task.to(_device()).fit_head(_unaugmented(data.fit, config.judge.batch_size))
+        task.to(_device()).fit_head(_fitted_part(data.fit, config.judge.batch_size))
     judge = Judge(data, _device(), **config.judge)
     runner = Runner(
         model=TaskModel(task),
@@ -154,7 +154,13 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     )
     runner.train()
     trained = trained_task(runner)
-    if data.fit is not None and trained.fit_head(_unaugmented(data.fit, config.judge.batch_size)):
+    # Of a larger part, gradient has seen more than a closed form would.
+    fitted = (
+        data.fit is not None
+        and len(data.fit) <= MOST_FITTED  # type: ignore[arg-type]
+        and trained.fit_head(_fitted_part(data.fit, config.judge.batch_size))
+    )
+    if fitted:
         save_task(runner)
         return trained, judge(trained)
     # Training ends with an evaluation, unless all of it was done before.
@@ -180,7 +186,7 @@ def _training_part(data: TaskData, config: Config) -> Samples:
     return data.train
 
 
-def _unaugmented(data: Samples, batch_size: int) -> Iterator[dict[str, Any]]:
+def _fitted_part(data: Samples, batch_size: int) -> Iterator[dict[str, Any]]:
     """Batches of what a head is fitted to, the same in every process."""
     from tqdm import tqdm
 

@@ -49,7 +49,8 @@ class Task(nn.Module):
     def fit_head(self, batches: Iterable[Mapping[str, Any]]) -> bool:
         """Fit what of the head has a closed form, to the present features.
 
-        Training calls it before its first and after its last step.
+        Training calls it before its first step and, where the training part is small enough to fit
+        to all of it, after its last.
 
         Args:
             batches: The training part without augmentation, on the task's device; see `loss`.

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ pytest.importorskip("playwright")
 
 from playwright import sync_api as api
 
+from sketchfusion_plugins.demo.answers import Demonstration
 from sketchfusion_plugins.demo.serve import prepare, serving
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
@@ -251,6 +253,24 @@ def test_another_model_without_trained_weights_answers(visit: Callable[..., Any]
         assert re.search(r"\d+%", found["classes"])
         assert page.get_by_text("Found by the black line drawing").is_visible()
         assert page.problems == []
+
+
+def test_the_page_says_that_an_answer_is_awaited(
+    visit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Demonstration.answer
+
+    def slow(self: Demonstration, *asked: Any) -> Any:
+        time.sleep(1.5)
+        return answer(self, *asked)
+
+    monkeypatch.setattr(Demonstration, "answer", slow)
+    page = visit()
+    assert not _shown(page)["awaited"]
+    _draw(page, CAT[:1])
+    page.locator("#status .pending").wait_for(state="attached")
+    _settle(page)
+    assert page.problems == []
 
 
 def test_a_phone_is_wide_enough(visit: Callable[..., Any], screenshots: Path) -> None:

@@ -434,6 +434,25 @@ def test_recognitions_head_is_fitted_before_and_after_training(
         torch.testing.assert_close(value, head.state_dict()[name], rtol=0.02, atol=1e-3)
 
 
+def test_a_head_trained_on_more_than_can_be_fitted_stays(
+    train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sketchfusion_plugins.mm import train_task
+
+    fit, fitted = ClassifierHead.fit, []
+
+    def count(head: ClassifierHead, pooled: torch.Tensor, labels: torch.Tensor) -> None:
+        fitted.append(len(labels))
+        fit(head, pooled, labels)
+
+    monkeypatch.setattr(ClassifierHead, "fit", count)
+    monkeypatch.setattr(train_task, "MOST_FITTED", 8)
+    task, _ = train("recognition", tmp_path, 2)
+    assert len(fitted) == 1 and 4 <= fitted[0] <= 8
+    key = "task.head.linear.weight"
+    assert torch.equal(saved(tmp_path, 2)["state_dict"][key], task.head.linear.weight)
+
+
 def test_training_starts_from_adapters(
     trained: Callable[[str], Any], train: Callable[..., Any], tmp_path: Path
 ) -> None:
