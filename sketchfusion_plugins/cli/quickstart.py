@@ -30,7 +30,7 @@ def quickstart(
     weights: WeightsOption = "pretrained",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training drawings.")] = 6,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the training.")] = 0,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Train injection, aggregation and a classifier on real drawings, and judge them.

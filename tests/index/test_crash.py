@@ -89,6 +89,43 @@ print(json.dumps(outcomes))
 """
 )
 
+# Kills a merge at its n-th file operation inside the result, and merges again after every kill.
+MERGE = (
+    COMMON
+    + f"""
+from sketchfusion_plugins.index.merging import merge_indexes
+
+parts = [folder / "first", folder / "second"]
+for part in range(2):
+    with IndexWriter.create(parts[part], {DIM}, "ivf") as writer:
+        for number in range(2 * part, 2 * part + 4):  # batches 2 and 3 are in both
+            add(writer, number)
+out, step, outcomes = folder / "merged", 0, []
+while True:
+    child = os.fork()
+    if child == 0:
+        sys.addaudithook(Killer(out, step))
+        merge_indexes(parts, out)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    there = (out / "current.json").exists()
+    if there:
+        index = SketchIndex.open(out)
+        index.verify()
+        assert len(index) == 6 * {BATCH}, len(index)
+        for number in range(6):
+            hits = index.search(batch(number)[:3], 1, effort=99)
+            assert [hit[0].key for hit in hits] == [f"{{number}}/{{row}}" for row in range(3)], hits
+    outcomes.append([os.WIFSIGNALED(status), there])
+    if there:
+        break
+    step += 1
+for part in parts:
+    SketchIndex.open(part).verify()
+print(json.dumps(outcomes))
+"""
+)
+
 
 def test_readers_see_whole_generations_while_another_process_writes(tmp_path: Path) -> None:
     folder = tmp_path / "index"
@@ -140,3 +177,23 @@ def test_a_writer_killed_at_any_step_loses_nothing(tmp_path: Path) -> None:
         assert len(index) == outcomes[-1][1] * BATCH
     named = {file.name for file in SketchIndex.open(folder).manifest.files}
     assert {path.name for path in folder.iterdir()} == named | {"current.json", "write.lock"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_merge_killed_at_any_step_is_run_again(tmp_path: Path) -> None:
+    output = subprocess.run(
+        [sys.executable, "-c", MERGE, tmp_path],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert output.returncode == 0, output.stderr
+    outcomes = json.loads(output.stdout)
+    assert len(outcomes) >= 12
+    assert all(killed and not there for killed, there in outcomes[:-1])
+    merged = tmp_path / "merged"
+    # A kill after the last file took its place leaves its empty folder to the next writer.
+    IndexWriter.open(merged).close()
+    named = {file.name for file in SketchIndex.open(merged).manifest.files}
+    assert {path.name for path in merged.iterdir()} == named | {"current.json", "write.lock"}
