@@ -130,6 +130,7 @@ def retrieval(
         source,
         size,
         train=SketchPhotoPairs(pick(sketches, seen, augmented), pick(photos, seen, augmented), by),
+        fit=SketchPhotoPairs(pick(sketches, seen, plain), pick(photos, seen, plain), by),
         test=pick(sketches, unseen, plain),
         gallery=pick(photos, unseen, plain),
         categories=tuple(unseen),
@@ -204,7 +205,7 @@ def query_segmentation(source: str, size: int, seed: int, limit: int | None) -> 
     seen, unseen = by_concept_split(read_classes(folder / "classes.json"), HELD_OUT, seed)
 
     def pairs(names: Sequence[str], repeats: int = 1) -> SketchSegmentation:
-        return SketchSegmentation(folder, size, names, seed, repeats)
+        return SketchSegmentation(folder, size, names, seed, repeats, limit)
 
     return TaskData(
         "query_segmentation",

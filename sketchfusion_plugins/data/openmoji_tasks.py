@@ -68,6 +68,10 @@ def retrieval(source: str, size: int, seed: int, limit: int | None) -> TaskData:
             EmojiPictures(train.concepts, train.line, None, AUGMENTATION, seed, REPEATS),
             EmojiPictures(train.concepts, train.color, None, WarpConfig(), seed + 1, REPEATS),
         ),
+        fit=SketchPhotoPairs(
+            EmojiPictures(train.concepts, train.line),
+            EmojiPictures(train.concepts, train.color, None, WarpConfig(), seed + 1),
+        ),
         test=EmojiPictures(test.concepts, test.line),
         # Line and picture are aligned: without a warp a search would compare pixels.
         gallery=EmojiPictures(test.concepts, test.color, None, WarpConfig(), seed),
@@ -86,6 +90,7 @@ def correspondence(source: str, size: int, seed: int, limit: int | None) -> Task
         train=OpenMojiCorrespondence(
             train, points=16, source_warp=AUGMENTATION, seed=seed, repeats=REPEATS
         ),
+        fit=OpenMojiCorrespondence(train, points=16, seed=seed),
         test=OpenMojiCorrespondence(test, points=8, seed=seed),
         categories=test.categories,
         measures=("PCK@5", "PCK@10"),

@@ -12,6 +12,7 @@ for every category that it holds, and other categories are background.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
             ``classes.json``, sorted. Give fewer for a zero-shot split.
         seed: Another seed, other sketches.
         repeats: Times that every photo is asked for every category, each with its own sketch.
+        limit: Photos per category, the first ones; the masks of others are not read.
         progress: Show a progress bar while masks are read, when standard error is a terminal.
 
     Raises:
@@ -63,6 +65,7 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
         categories: Sequence[str] | None = None,
         seed: int = 0,
         repeats: int = 1,
+        limit: int | None = None,
         progress: bool = True,
     ) -> None:
         from tqdm import tqdm
@@ -70,6 +73,8 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
         self.root, self.size, self.seed, self.repeats = Path(root), size, seed, repeats
         if size < 1 or repeats < 1:
             raise ValueError(f"size and repeats must be at least 1, got {size} and {repeats}.")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1, got {limit}.")
         self.values = read_classes(self.root / "classes.json")
         self.categories = label_names((), sorted(self.values) if categories is None else categories)
         unknown = sorted(set(self.categories) - set(self.values))
@@ -88,12 +93,16 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
                 f"{self.root / 'sketches'} has no sketch of {', '.join(lacking)}. {HOW_TO_GET}"
             )
         self.queries: list[tuple[Path, str]] = []
+        wanted = dict.fromkeys(self.categories, math.inf if limit is None else limit)
         disable = None if progress else True
         for photo in tqdm(_photos(self.root / "photos"), desc="masks", disable=disable):
             present = set(np.unique(read_mask(self._mask_path(photo), self.values)).tolist())
-            self.queries += [
-                (photo, name) for name in self.categories if self.values[name] in present
-            ]
+            for name in [name for name in wanted if self.values[name] in present]:
+                self.queries.append((photo, name))
+                wanted[name] -= 1
+            wanted = {name: left for name, left in wanted.items() if left}
+            if not wanted:
+                break
         if not self.queries:
             raise ValueError(
                 f"no photo in {self.root / 'photos'} holds any of {', '.join(self.categories)}."

@@ -1,11 +1,14 @@
 """SPG: free-hand sketches of 20 classes whose strokes carry part labels, as segmentation data.
 
 Sketches are Quick, Draw!'s (Google, CC BY 4.0); the labels come from "Toward Deep Universal Sketch
-Perceptual Grouper" (Li et al., IEEE TIP 2019). What is read is a folder with
+Perceptual Grouper" (Li et al., IEEE TIP 2019). What is read is a compact form of it, a folder with
 
     spg.csv             columns index, class, split ("train" or "valid"), ...
     spg_strokes.npz     drawings and the part of every point; see `data.compact_strokes`
     parts.json          part names by class
+
+The authors publish drawings as rows (dx, dy, pen state, part) without part names or this split, at
+https://github.com/KeLi-SketchX/SketchX-PRIS-Dataset; the three files are made from them by hand.
 """
 
 from __future__ import annotations
@@ -28,6 +31,12 @@ from sketchfusion_plugins.data.tables import read_rows, row_number
 from sketchfusion_plugins.files import write_safetensors
 from sketchfusion_plugins.problems import Problems, skipping
 
+HOW_TO_GET = (
+    "Each holds a part of a compact form of SPG: spg.csv the columns index, class and split (train or "
+    "valid); spg_strokes.npz xy, stroke, part and offset, as data/compact_strokes.py says; parts.json "
+    "part names by class. Make them from the drawings (dx, dy, pen state, part) at "
+    "https://github.com/KeLi-SketchX/SketchX-PRIS-Dataset."
+)
 FILES = ("spg.csv", "spg_strokes.npz", "parts.json")
 SPLITS = {"train": "train", "valid": "val"}
 SEPARATOR = ": "
@@ -86,7 +95,8 @@ def load_spg(
     for name in FILES:
         if not (source / name).is_file():
             raise FileNotFoundError(
-                f"{source / name} is missing; SPG needs {', '.join(FILES)} in one folder."
+                f"{source / name} is missing; SPG needs {', '.join(FILES)} in one folder. "
+                f"{HOW_TO_GET}"
             )
     parts = _read_parts(source / FILES[2])
     classes = [f"{name}{SEPARATOR}{part}" for name in sorted(parts) for part in parts[name]]

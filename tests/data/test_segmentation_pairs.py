@@ -71,6 +71,16 @@ def test_repeats_change_the_sketch_and_seeds_too(root: Path) -> None:
     assert len({tuple(k) for k in keys.values()}) > 1
 
 
+def test_a_limit_keeps_the_first_photos_of_every_category(root: Path) -> None:
+    every = SketchSegmentation(root, 16, progress=False).queries
+    first = {name: photo for photo, name in reversed(every)}
+    limited = SketchSegmentation(root, 16, limit=1, progress=False)
+    assert len(limited.queries) < len(every)
+    assert {name: photo for photo, name in limited.queries} == first
+    with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
+        SketchSegmentation(root, 16, limit=0, progress=False)
+
+
 def test_zero_shot_asks_for_some_categories(root: Path) -> None:
     data = SketchSegmentation(root, 16, ["cat"], progress=False)
     assert len(data) == 1 and data[0]["label"] == 0

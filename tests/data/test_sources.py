@@ -304,6 +304,12 @@ def test_limits_keep_a_few_of_every_class(source_of: Callable[[str], str]) -> No
     assert len(data.fit) + len(data.test) == 15
     data = load_task_data("correspondence", source_of("psc6k"), SIZE, limit=3)
     assert len(data.test) == 2 * 2 * 3
+    parts = [
+        load_task_data("query_segmentation", source_of("folders"), SIZE, limit=limit)
+        for limit in (None, 1)
+    ]
+    assert len(parts[1].test) == len(parts[1].categories) <= len(parts[0].test)
+    assert len(parts[1].fit) < len(parts[0].fit)
 
 
 def test_seeds_split_anew(source_of: Callable[[str], str]) -> None:

@@ -522,16 +522,39 @@ def test_second_epochs_on_a_cache_skip_the_foundations(
     assert not any(parameter.requires_grad for parameter in head.encoder.parameters())
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("query_segmentation", {"encoder__cache__folder": "x"}, "--no-augment"),
-        ("correspondence", {"augment": False}, "no part without augmentation for correspondence"),
-    ],
-)
-def test_a_cache_that_would_find_nothing_is_refused(
-    name: str, options: dict[str, Any], message: str, train: Callable[..., Any], tmp_path: Path
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_finds_its_pictures_in_a_cache(
+    name: str, train: Callable[..., Any], data_of: Callable[[str], TaskData], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        train(name, tmp_path / "work", **options)
+    fit = data_of(name).fit
+    assert fit is not None
+    pictures = [key for key, value in fit[0].items() if getattr(value, "shape", ())[:1] == (3,)]
+    assert len(pictures) == (1 if name == "recognition" else 2)
+    for index in (0, len(fit) - 1):  # type: ignore[arg-type]
+        for key in pictures:
+            torch.manual_seed(index)
+            first = fit[index][key]
+            torch.manual_seed(index + 1)
+            assert torch.equal(fit[index][key], first)
+    options = {"augment": False, "encoder__cache__folder": str(tmp_path / "cache")}
+    train(name, tmp_path / "first", **options)
+    again, _ = train(name, tmp_path / "again", **options)
+    assert again.encoder._store.hits > 0 and again.encoder._store.misses == 0
+
+
+def test_a_cache_that_would_find_nothing_is_refused(
+    train: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="--no-augment"):
+        train("query_segmentation", tmp_path / "work", encoder__cache__folder="x")
     assert not (tmp_path / "work").exists()
+
+
+def test_data_without_a_plain_part_cannot_be_cached(
+    config_of: Callable[..., Any], data_of: Callable[[str], TaskData], tmp_path: Path
+) -> None:
+    from sketchfusion_plugins.mm.train_task import train_task
+
+    config = config_of("correspondence", tmp_path / "work", 2, augment=False)
+    with pytest.raises(ValueError, match="no part without augmentation for correspondence"):
+        train_task(config, replace(data_of("correspondence"), fit=None))
