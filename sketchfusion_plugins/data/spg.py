@@ -32,8 +32,8 @@ from sketchfusion_plugins.files import write_safetensors
 from sketchfusion_plugins.problems import Problems, skipping
 
 HOW_TO_GET = (
-    "Each holds a part of a compact form of SPG: spg.csv the columns index, class and split (train or "
-    "valid); spg_strokes.npz xy, stroke, part and offset, as data/compact_strokes.py says; parts.json "
+    "They are a compact form: spg.csv with the columns index, class and split (train or valid), "
+    "spg_strokes.npz with xy, stroke, part and offset (see data/compact_strokes.py), parts.json with "
     "part names by class. Make them from the drawings (dx, dy, pen state, part) at "
     "https://github.com/KeLi-SketchX/SketchX-PRIS-Dataset."
 )
