@@ -33,8 +33,8 @@ from sketchfusion_plugins.problems import Problems, skipping
 
 HOW_TO_GET = (
     "They are a compact form: spg.csv with the columns index, class and split (train or valid), "
-    "spg_strokes.npz with xy, stroke, part and offset (see data/compact_strokes.py), parts.json with "
-    "part names by class. Make them from the drawings (dx, dy, pen state, part) at "
+    "spg_strokes.npz with xy, stroke, part and offset (see data/compact_strokes.py), parts.json "
+    "with part names by class. Make them from the drawings (dx, dy, pen state, part) at "
     "https://github.com/KeLi-SketchX/SketchX-PRIS-Dataset."
 )
 FILES = ("spg.csv", "spg_strokes.npz", "parts.json")

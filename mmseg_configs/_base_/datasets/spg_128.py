@@ -1,9 +1,9 @@
 """SPG's free-hand sketches at 128 px: 86 parts of 20 classes, labels on strokes alone.
 
 Vector sketches are read from spg.csv, spg_strokes.npz and parts.json in data/spg, a compact form of
-the data set (see sketchfusion_plugins/data/spg.py), and rendered on the fly; training sees every one
-anew. To work on picture files instead, write them with `sketchfusion data spg` and read them as in
-folder_128.py.
+the data set (see sketchfusion_plugins/data/spg.py), and rendered on the fly; training sees every
+one anew. To work on picture files instead, write them with `sketchfusion data spg` and read them as
+in folder_128.py.
 """
 
 data_root = "data/spg"
