@@ -138,6 +138,31 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def find_optional_file(source: str, filename: str, revision: str | None) -> Path | None:
+    """Path of a file that a local folder or a repository on the hub may have; None without one.
+
+    Raises:
+        OSError: The hub cannot be asked, and no earlier answer is cached.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder / filename if (folder / filename).is_file() else None
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(source, filename, revision=revision))
+    except LocalEntryNotFoundError as error:
+        if try_to_load_from_cache(source, filename, revision=revision) is _CACHED_NO_EXIST:
+            return None
+        raise OSError(
+            f"the hub cannot be reached, and whether the repository has a {filename} was never "
+            "asked. Go online once, or use a local copy of the repository."
+        ) from error
+    except EntryNotFoundError:
+        return None
+
+
 def fetch_file(location: str) -> Path:
     """Path of a safetensors file given as local path or ``owner/repository/file.safetensors``.
 

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from sketchfusion_plugins.config import SemanticConfig
 from sketchfusion_plugins.hub import (
+    bundled_architectures,
     explain_loading,
+    find_optional_file,
     read_architecture,
     read_json,
     refuse_unavailable,
@@ -26,6 +28,7 @@ from sketchfusion_plugins.hub import (
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PROCESSOR_FILE = "preprocessor_config.json"
 
 
 @runtime_checkable
@@ -156,6 +159,9 @@ def load_semantic(
 ) -> ClipVision | TimmVision:
     """Build the branch from the hub, a local folder, or with random weights.
 
+    A CLIP's images are normalised as its ``preprocessor_config.json`` says; without one, or where
+    that says nothing, with OpenAI's mean and standard deviation.
+
     Raises:
         OSError: It cannot be loaded; the message says how to mend it.
         ValueError: The model is of a kind that is not supported.
@@ -168,10 +174,11 @@ def load_semantic(
     folder = Path(config.source)
     if weights == "random":
         if folder.is_dir():
-            architecture = _read_clip_folder(folder)
+            architecture = read_json(folder / "config.json")
+            vision = architecture.get("vision_config", architecture)
         else:
-            architecture = read_architecture(config.source)
-        model = CLIPVisionModel(CLIPVisionConfig(**architecture["vision"])).to(dtype)
+            vision = read_architecture(config.source)["vision"]
+        model = CLIPVisionModel(CLIPVisionConfig(**vision)).to(dtype)
     else:
         with explain_loading("CLIP image encoder", config.source, config.revision):
             model, loaded = CLIPVisionModel.from_pretrained(
@@ -182,12 +189,12 @@ def load_semantic(
                 output_loading_info=True,
             )
             require_weights(loaded["missing_keys"])
-        architecture = _read_clip_folder(folder) if folder.is_dir() else {}
+    normalisation = _read_normalisation(config)
     return ClipVision(
         model,
         config.final_norm,
-        architecture.get("image_mean", CLIP_MEAN),
-        architecture.get("image_std", CLIP_STD),
+        normalisation.get("image_mean") or CLIP_MEAN,
+        normalisation.get("image_std") or CLIP_STD,
     ).eval()
 
 
@@ -200,15 +207,13 @@ def _is_timm(config: SemanticConfig) -> bool:
         return "architecture" in read_json(path)
 
 
-def _read_clip_folder(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / "config.json")
-    processor = folder / "preprocessor_config.json"
-    normalisation = read_json(processor) if processor.is_file() else {}
-    return {
-        "vision": config.get("vision_config", config),
-        "image_mean": normalisation.get("image_mean", CLIP_MEAN),
-        "image_std": normalisation.get("image_std", CLIP_STD),
-    }
+def _read_normalisation(config: SemanticConfig) -> dict[str, Any]:
+    """What a CLIP's source says of ``image_mean`` and ``image_std``."""
+    if not Path(config.source).is_dir() and config.source in bundled_architectures():
+        return read_architecture(config.source)
+    with explain_loading("CLIP image encoder", config.source, config.revision):
+        path = find_optional_file(config.source, PROCESSOR_FILE, config.revision)
+        return {} if path is None else read_json(path)
 
 
 def _load_timm(config: SemanticConfig, weights: str, dtype: torch.dtype) -> TimmVision:

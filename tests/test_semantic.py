@@ -8,6 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -159,9 +160,14 @@ def test_clip_revision_is_passed_on(clip_folder: Path, monkeypatch: pytest.Monke
         asked.append((source, options.pop("revision")))
         return original(cls, clip_folder, **options)
 
+    def download(repo: str, filename: str, revision: str | None) -> str:
+        asked.append((repo, revision))
+        return str(clip_folder / filename)
+
     monkeypatch.setattr(CLIPVisionModel, "from_pretrained", classmethod(from_pretrained))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     load_semantic(SemanticConfig(source="someone/clip", revision="0123abc"))
-    assert asked == [("someone/clip", "0123abc")]
+    assert asked == [("someone/clip", "0123abc")] * 2
 
 
 def test_clip_pickle_needs_an_opt_in(clip_folder: Path, tmp_path: Path) -> None:

@@ -17,16 +17,22 @@ import torch
 from sketchfusion_plugins.adapter_file import CheckpointError
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.files import replacing, write_text
-from sketchfusion_plugins.hub import bundled_architectures, explain_loading, read_json
+from sketchfusion_plugins.hub import (
+    bundled_architectures,
+    explain_loading,
+    find_optional_file,
+    read_json,
+)
 from sketchfusion_plugins.mm.backbone import SketchFusion
 from sketchfusion_plugins.mm.safe_loading import read_checkpoint
+from sketchfusion_plugins.semantic import PROCESSOR_FILE
 
 CONFIG_FILE = "config.py"
 WEIGHTS_FILE = "model.pth"
 # mmengine puts the folder of a config file in its place.
 HERE = "{{ fileDirname }}"
 DIFFUSION_FILES = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
-SEMANTIC_FILES = ("config.json", "preprocessor_config.json")
+SEMANTIC_FILES = ("config.json", PROCESSOR_FILE)
 
 
 def export_merged(config: str | Path, checkpoint: str | Path, out: str | Path) -> tuple[Path, Path]:
@@ -87,7 +93,8 @@ def _portable(config: EncoderConfig, out: Path) -> EncoderConfig:
     branches = {"diffusion": DIFFUSION_FILES, "semantic": SEMANTIC_FILES}
     for name, files in branches.items():
         branch = getattr(config, name)
-        if branch.source in bundled_architectures() or getattr(branch, "kind", None) == "timm":
+        by_name = branch.source in bundled_architectures() or getattr(branch, "kind", "") == "timm"
+        if by_name and not Path(branch.source).is_dir():
             continue
         for file in files:
             content = _read_file(branch.source, branch.revision, file)
@@ -99,14 +106,13 @@ def _portable(config: EncoderConfig, out: Path) -> EncoderConfig:
 
 
 def _read_file(source: str, revision: str | None, file: str) -> dict[str, Any] | None:
-    optional = file == "preprocessor_config.json"
     folder = Path(source)
-    if folder.is_dir():
-        return None if optional and not (folder / file).is_file() else read_json(folder / file)
-    if optional:
-        # Of a repository it is not read either.
-        return None
-    from huggingface_hub import hf_hub_download
-
     with explain_loading("architecture", source, revision):
+        if file == PROCESSOR_FILE:
+            path = find_optional_file(source, file, revision)
+            return None if path is None else read_json(path)
+        if folder.is_dir():
+            return read_json(folder / file)
+        from huggingface_hub import hf_hub_download
+
         return read_json(Path(hf_hub_download(source, file, revision=revision)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 
 pytest.importorskip("mmseg")
 
+import huggingface_hub
 import torch
 from mmengine.config import Config
 from mmengine.runner.checkpoint import save_checkpoint
 from torch import Tensor
+from transformers import CLIPVisionModel
 
 from sketchfusion_plugins import CheckpointError
 from sketchfusion_plugins.mm import SketchFusion
@@ -131,6 +134,64 @@ def test_architectures_of_the_package_are_named(
     ]
     source = Config.fromfile(config_path).model.backbone.config.diffusion.source
     assert source == "sketchfusion/tiny-diffusion"
+
+
+def _exported_elsewhere(trained: Trained, *lost: str | Path) -> Any:
+    """The merged model, opened in another folder, with the foundations gone."""
+    from mmseg.apis import init_model
+
+    folder = trained.config.parent
+    written = export_merged(trained.config, trained.checkpoint, folder / "merged")
+    for place in lost:
+        shutil.rmtree(place)
+    shutil.move(folder / "merged", folder / "moved")
+    return init_model(*(str(folder / "moved" / path.name) for path in written), device="cpu")
+
+
+def test_a_local_folder_of_timm_s_is_copied(
+    segmentor_config: Any, config: Any, foundations: dict[str, str], tmp_path: Path
+) -> None:
+    import timm
+
+    torch.manual_seed(2)
+    semantic = timm.create_model("test_vit", num_classes=0)
+    timm.models.save_for_hf(semantic, tmp_path / "timm", safe_serialization=True)
+    changed = config.replace(
+        diffusion__source=foundations["diffusion"],
+        semantic__source=str(tmp_path / "timm"),
+        semantic__kind="timm",
+    )
+    trained = Trained(tmp_path, segmentor_config({"config": changed.to_dict()}))
+    model = _exported_elsewhere(trained, foundations["diffusion"], tmp_path / "timm")
+    torch.testing.assert_close(logits(model), trained.logits, atol=0, rtol=0)
+
+
+def test_a_repository_s_normalisation_is_copied(
+    segmentor_config: Any,
+    foundations: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip = Path(foundations["semantic"])
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (clip / "preprocessor_config.json").write_text(json.dumps(half))
+    original = CLIPVisionModel.from_pretrained.__func__
+
+    def from_pretrained(cls: type, source: str, **options: Any) -> Any:
+        del options["revision"]
+        return original(cls, clip, **options)
+
+    def download(repo: str, filename: str, revision: str | None) -> str:
+        assert (repo, revision) == ("someone/clip", None)
+        return str(clip / filename)
+
+    monkeypatch.setattr(CLIPVisionModel, "from_pretrained", classmethod(from_pretrained))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    backbone = {**foundations, "semantic": "someone/clip", "weights": "pretrained"}
+    trained = Trained(tmp_path, segmentor_config(backbone))
+    model = _exported_elsewhere(trained, *foundations.values())
+    assert list(model.backbone.encoder.semantic.mean) == half["image_mean"]
+    torch.testing.assert_close(logits(model), trained.logits, atol=0, rtol=0)
 
 
 def test_full_state_replaces_other_foundations(config: Any, sketches: Any) -> None:
