@@ -22,6 +22,7 @@ from sketchfusion_plugins.hub import (
     refuse_unavailable,
     require_weights,
 )
+from sketchfusion_plugins.images import refuse_overflow
 from sketchfusion_plugins.noise import draw_noise, noise_scales
 
 if TYPE_CHECKING:
@@ -128,7 +129,11 @@ class Diffusion(nn.Module):
             generator: Generator that replaces the seed; it is advanced.
 
         Returns:
-            Output of every tap by name, ``[B, C, h, w]``, in the foundations' precision.
+            Output of every tap by name, ``[B, C, h, w]``: float32 for an ensemble, otherwise in the
+            precision that the UNet computed in.
+
+        Raises:
+            ValueError: A draw of an ensemble overflows float16; see `images.refuse_overflow`.
         """
         latents = self.encode(image, seed, generator)
         return self.denoise(latents, inject, inject_skips, seed, generator)
@@ -156,7 +161,10 @@ class Diffusion(nn.Module):
         totals: dict[str, Tensor] = {}
         for chunk in noise.split(self.config.ensemble_chunk):
             noisy = (signal[:, None] + chunk[None]).flatten(0, 1)
-            for name, output in self.denoiser(noisy, inject, inject_skips).items():
+            outputs = self.denoiser(noisy, inject, inject_skips)
+            # The sum is float32, which does not tell what overflowed on the way.
+            refuse_overflow(list(outputs.values()))
+            for name, output in outputs.items():
                 total = output.unflatten(0, (batch, len(chunk))).float().sum(1)
                 totals[name] = totals[name] + total if name in totals else total
         return {name: total / draws for name, total in totals.items()}

@@ -99,16 +99,17 @@ def test_half_precision_is_finite_and_near(
     assert (got - expected).abs().mean() < 0.1 * expected.abs().mean()
 
 
-def _overflowing(build: Any) -> SketchFusionEncoder:
+def _overflowing(build: Any, **changes: Any) -> SketchFusionEncoder:
     """Weights whose values float16 does not hold, as Stable Diffusion 2.1's attention."""
-    encoder: SketchFusionEncoder = build()
+    encoder: SketchFusionEncoder = build(**changes)
     encoder.diffusion.denoiser.unet.conv_in.weight.mul_(3e5)
     return encoder
 
 
+@pytest.mark.parametrize(("draws", "chunk"), [(1, 1), (2, 8), (3, 2)])
 @torch.no_grad()
-def test_overflow_of_float16_is_an_error_with_advice(build: Any) -> None:
-    encoder = _overflowing(build)
+def test_overflow_of_float16_is_an_error_with_advice(build: Any, draws: int, chunk: int) -> None:
+    encoder = _overflowing(build, diffusion__ensemble=draws, diffusion__ensemble_chunk=chunk)
     assert encoder(EXTREMES["noise"]).isfinite().all()
     with (
         torch.autocast("cpu", torch.float16),
