@@ -2,7 +2,8 @@
 
 Every image of a batch sees the same draws, so features do not depend on what else is in the
 batch. Draws are made on the CPU, so they do not depend on the device either. The operator is
-opaque to ``torch.compile``, which would otherwise break the graph at the generator.
+opaque to ``torch.compile``, which would otherwise break the graph at the generator, and kept out of
+CUDA graphs, which would replay the draw they saw.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ SCHEDULE_KEYS = (
 )
 
 
-@torch.library.custom_op("sketchfusion::seeded_noise", mutates_args=())
+@torch.library.custom_op(
+    "sketchfusion::seeded_noise", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+)
 def _seeded_noise(like: Tensor, draws: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return _draw(draws, like, generator).to(like.device)
