@@ -46,11 +46,14 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         if durable:
-            with temporary.open("rb") as file:
+            # Windows flushes what is open for writing alone.
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
         # Such a file is private to its owner; a finished one follows the user's umask.
         temporary.chmod(mode)
         temporary.replace(path)
+        if durable:
+            _flush_names(path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         _release(handle)
@@ -146,6 +149,18 @@ def _claim(path: Path) -> tuple[Path, int | None]:
     for left in folder.iterdir():
         left.unlink()
     return folder, handle
+
+
+def _flush_names(folder: Path) -> None:
+    """Make a renaming outlast a power failure, where folders can be flushed."""
+    if sys.platform == "win32":
+        return
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _lock_folder(folder: Path) -> int | None:

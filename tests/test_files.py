@@ -89,6 +89,38 @@ def test_tensors_and_metadata(tmp_path: Path) -> None:
         assert file.metadata() == {"key": "value"}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows flushes no folders")
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_outlasts_a_power_failure(
+    durable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First the content, through a handle that may write, then the name that it has now."""
+    import fcntl
+
+    path, flushed = tmp_path / "file", []
+    path.write_text("old")
+
+    def fsync(handle: int) -> None:
+        what = os.fstat(handle)
+        if stat.S_ISDIR(what.st_mode):
+            flushed.append(("folder", what.st_ino, path.read_text()))
+            # Some network drives flush no folders.
+            raise OSError("not here")
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError("what Windows says of a handle that may only read")
+        flushed.append(("file", what.st_ino, path.read_text()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(path, durable) as temporary:
+        temporary.write_text("new")
+    expected = [
+        ("file", path.stat().st_ino, "old"),
+        ("folder", tmp_path.stat().st_ino, "new"),
+    ]
+    assert flushed == (expected if durable else [])
+    assert path.read_text() == "new"
+
+
 @pytest.mark.parametrize("error", [SafetensorError("disk full"), OSError("disk full")])
 def test_failed_tensor_write(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
