@@ -13,7 +13,12 @@ from torch import Tensor
 from sketchfusion_plugins.index import Hit, IndexWriter, SketchIndex
 from sketchfusion_plugins.index.manifest import POINTER, Kind, Manifest
 from sketchfusion_plugins.inference.answers import Model, describe_files
-from sketchfusion_plugins.inference.models import Weights, model_fingerprint, open_model
+from sketchfusion_plugins.inference.models import (
+    Weights,
+    is_checkpoint,
+    model_fingerprint,
+    open_model,
+)
 from sketchfusion_plugins.inference.sharding import Ranks, describe_together, forget_parts
 from sketchfusion_plugins.problems import Problems
 
@@ -42,7 +47,8 @@ class GalleryModel:
     def of(cls, model: Model, name: str, weights: Weights, size: int) -> GalleryModel:
         """Describe an open model; a checkpoint's folder is remembered by its absolute path."""
         path = Path(name).expanduser()
-        place = str(path.absolute()) if path.exists() else name
+        # A folder that has the name of a preset or a baseline is not what was opened.
+        place = str(path.absolute()) if is_checkpoint(name) and path.exists() else name
         return cls(place, weights, size, model_fingerprint(model))
 
     @classmethod

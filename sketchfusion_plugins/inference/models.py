@@ -91,12 +91,37 @@ def open_model(
         if dtype not in (None, "float32"):
             raise ValueError(f"{name} computes in float32 alone, got dtype {dtype!r}.")
         model: Task | Features = _open_plain(name, weights)
-    elif _is_checkpoint(name):
+    elif is_checkpoint(name):
         model = _open_checkpoint(name, task, dtype)
     else:
         config = find_config(_split(name)[1]).replace(weights=weights)
         model = _open_fresh(name, _with_precision(config, dtype), seed)
     return model.eval().to(device)
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether `open_model` takes a name for a place, being no name of ours.
+
+    Raises:
+        ValueError: Neither.
+    """
+    if _is_plain(name):
+        return False
+    part, preset = _split(name)
+    try:
+        find_config(preset)
+        return False
+    except ValueError as error:
+        path = Path(name).expanduser()
+        looks_like_place = path.exists() or path.is_absolute() or len(path.parts) > 1
+        if name and not part and looks_like_place:
+            return True
+        raise ValueError(
+            f"no model {name!r}: no such folder, and no name. Choose a preset "
+            f"({', '.join(PRESETS)}), a timm name of ours (sketchfusion_base, sketchfusion_small, "
+            f"sketchfusion_tiny), a part of a preset ({', '.join(f'{key}:tiny' for key in PARTS)}),"
+            f" timm:NAME, {', '.join(PLAIN)}, or a folder or Hugging Face id of a checkpoint."
+        ) from error
 
 
 def find_config(variant: str) -> EncoderConfig:
@@ -130,7 +155,7 @@ def config_of(name: str, weights: Weights = "pretrained") -> EncoderConfig:
     """
     if _is_plain(name):
         raise ValueError(f"{name} has no Stable Diffusion and CLIP inside. Name a SketchFusion.")
-    if _is_checkpoint(name):
+    if is_checkpoint(name):
         return read_config(name)
     return find_config(_split(name)[1]).replace(weights=weights)
 
@@ -158,7 +183,7 @@ def default_size(name: str) -> int:
         return int(_timm_config(name)["input_size"][-1])
     if name in PLAIN:
         return PLAIN_SIZE
-    trained_on = read_image_size(name) if _is_checkpoint(name) else None
+    trained_on = read_image_size(name) if is_checkpoint(name) else None
     if trained_on is not None:
         return trained_on
     source = config_of(name).diffusion.source
@@ -182,7 +207,7 @@ def identify(name: str, weights: Weights = "pretrained") -> str:
     if _is_plain(name):
         return f"{name} ({weights})"
     foundations = f"{config_of(name, weights).weights} foundations"
-    if not _is_checkpoint(name):
+    if not is_checkpoint(name):
         return f"{name} ({foundations})"
     file = (bundled_weights(name) or Path(name).expanduser()) / WEIGHTS_FILE
     if not file.is_file():
@@ -230,29 +255,6 @@ def _split(name: str) -> tuple[str, str]:
 
 def _is_plain(name: str) -> bool:
     return name in PLAIN or name.startswith("timm:")
-
-
-def _is_checkpoint(name: str) -> bool:
-    """Whether a name is a place and no name of ours.
-
-    Raises:
-        ValueError: Neither.
-    """
-    part, preset = _split(name)
-    try:
-        find_config(preset)
-        return False
-    except ValueError as error:
-        path = Path(name).expanduser()
-        looks_like_place = path.exists() or path.is_absolute() or len(path.parts) > 1
-        if name and not part and looks_like_place:
-            return True
-        raise ValueError(
-            f"no model {name!r}: no such folder, and no name. Choose a preset "
-            f"({', '.join(PRESETS)}), a timm name of ours (sketchfusion_base, sketchfusion_small, "
-            f"sketchfusion_tiny), a part of a preset ({', '.join(f'{key}:tiny' for key in PARTS)}),"
-            f" timm:NAME, {', '.join(PLAIN)}, or a folder or Hugging Face id of a checkpoint."
-        ) from error
 
 
 def _open_plain(name: str, weights: Weights) -> Features:

@@ -13,10 +13,12 @@ from PIL import Image, ImageDraw
 
 pytest.importorskip("faiss")
 
+from sketchfusion_plugins import preset
 from sketchfusion_plugins.features import HogFeatures
 from sketchfusion_plugins.index import IndexWriter, SketchIndex
 from sketchfusion_plugins.inference import sharding
 from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures, search_pictures
+from sketchfusion_plugins.inference.models import fresh_encoder, open_model
 from sketchfusion_plugins.problems import Problems
 
 SIZE = 64
@@ -107,6 +109,37 @@ def test_the_model_is_remembered(paths: list[Path], tmp_path: Path) -> None:
     assert isinstance(described.open(), HogFeatures)
     with pytest.raises(ValueError, match="is not the model that the index was built with"):
         described.open(place="pixels")
+
+
+@pytest.mark.parametrize("name", ["hog", "tiny", "sd:tiny", "timm:test_vit"])
+def test_folders_of_a_model_s_name_are_not_the_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = open_model(name, weights="random")
+    described = GalleryModel.of(model, name, "random", SIZE)
+    assert described.name == name
+    assert type(described.open()) is type(model)
+
+
+@pytest.mark.parametrize("name", ["mine", "sketchfusion/tiny"])
+def test_a_checkpoint_is_found_from_elsewhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of a packaged id's name comes before the id, when it is opened and remembered."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    fresh_encoder(preset("tiny").replace(weights="random"), seed=3).save_pretrained(name)
+    described = GalleryModel.of(open_model(name), name, "pretrained", SIZE)
+    assert described.name == str(tmp_path / name)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    described.open()
+
+
+def test_ids_are_remembered_as_they_are() -> None:
+    name = "sketchfusion/tiny"
+    assert GalleryModel.of(open_model(name), name, "pretrained", SIZE).name == name
 
 
 @pytest.mark.parametrize("model", ["", "some text", "[]", '{"name": "hog"}'])
