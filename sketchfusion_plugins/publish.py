@@ -7,8 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
-from sketchfusion_plugins.checkpoint import find_encoder, save_adapters
+from sketchfusion_plugins.checkpoint import describe, find_encoder, save_adapters
 from sketchfusion_plugins.files import write_text
+
+CARD_FILE = "README.md"
 
 
 def push_adapters(
@@ -21,6 +23,15 @@ def push_adapters(
 ) -> str:
     """Upload a module's adapters to the Hugging Face hub, creating the repository if needed.
 
+    A repository without a model card (``README.md``) gets one; a card that is there stays as it is.
+
+    Args:
+        module: A `SketchFusionEncoder`, a task, or another module with one encoder inside.
+        repo_id: Repository, ``"name"`` or ``"owner/name"``.
+        private: Whether a new repository is private; None for its owner's default.
+        token: Access token; None for the one that is logged in.
+        commit_message: Message of the commit.
+
     Returns:
         Address of the commit.
     """
@@ -30,7 +41,8 @@ def push_adapters(
     with tempfile.TemporaryDirectory() as folder:
         save_adapters(module, folder)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        write_text(_model_card(module, repo_id), Path(folder) / "README.md")
+        if not api.file_exists(repo_id, CARD_FILE):
+            write_text(_model_card(module, repo_id), Path(folder) / CARD_FILE)
         commit = api.upload_folder(
             repo_id=repo_id, folder_path=folder, commit_message=commit_message
         )
@@ -39,13 +51,27 @@ def push_adapters(
 
 def _model_card(module: nn.Module, repo_id: str) -> str:
     _, encoder = find_encoder(module)
-    config = encoder.config
+    config, task = encoder.config, describe(module)["task"]
+    title, content = "SketchFusion adapters", "Injection and aggregation weights"
+    code = (
+        "from sketchfusion_plugins import SketchFusionEncoder\n\n"
+        f'encoder = SketchFusionEncoder.from_pretrained("{repo_id}")\n'
+    )
+    if task is not None:
+        title = f"SketchFusion for {task['name'].replace('_', ' ')}"
+        head = getattr(module, "head", None)
+        content += "" if head is None else f" and the head (`{type(head).__name__}`)"
+        content += f" of the task `{task['name']}`"
+        content += ", which has no head," if head is None else ""
+        code = (
+            "from sketchfusion_plugins.tasks.load import load_task\n\n"
+            f'task = load_task("{repo_id}")\n'
+        )
     return (
         "---\nlibrary_name: sketchfusion-plugins\n"
         "tags:\n- sketch\n- image-feature-extraction\n---\n\n"
-        "# SketchFusion adapters\n\n"
-        f"Injection and aggregation weights for `{config.diffusion.source}` and "
+        f"# {title}\n\n"
+        f"{content} for `{config.diffusion.source}` and "
         f"`{config.semantic.source}`, which are not included and keep their own licences.\n\n"
-        "```python\nfrom sketchfusion_plugins import SketchFusionEncoder\n\n"
-        f'encoder = SketchFusionEncoder.from_pretrained("{repo_id}")\n```\n'
+        f"```python\n{code}```\n"
     )

@@ -510,44 +510,6 @@ def test_folder_that_cannot_be_written(saved: Path, build: Any, tmp_path: Path) 
 # --- hub ---------------------------------------------------------------------------------------
 
 
-class FakeApi:
-    """Stands in for huggingface_hub.HfApi and keeps what it was given."""
-
-    calls: dict[str, Any]
-
-    def __init__(self, token: str | None = None) -> None:
-        type(self).calls = {"token": token}
-
-    def create_repo(self, repo_id: str, private: bool | None, exist_ok: bool) -> Any:
-        self.calls |= {"created": repo_id, "private": private, "exist_ok": exist_ok}
-        return type("Url", (), {"repo_id": f"me/{repo_id}"})
-
-    def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> Any:
-        files = {path.name: path.read_bytes() for path in Path(folder_path).iterdir()}
-        self.calls |= {"uploaded": repo_id, "files": files, "message": commit_message}
-        return type("Commit", (), {"commit_url": "https://hub/commit/1"})
-
-
-def test_push_uploads_adapters_alone(
-    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
-    encoder = build(seed=1)
-    address = encoder.push_to_hub("sketches", private=True, token="hf_x")
-    calls = FakeApi.calls
-    assert address == "https://hub/commit/1"
-    assert calls["created"] == "sketches"
-    assert calls["uploaded"] == "me/sketches"
-    assert (calls["private"], calls["exist_ok"], calls["token"]) == (True, True, "hf_x")
-    assert sorted(calls["files"]) == ["README.md", WEIGHTS_FILE, CONFIG_FILE]
-    card = calls["files"]["README.md"].decode()
-    assert card.startswith("---\n")
-    assert encoder.config.diffusion.source in card
-    assert "hf_x" not in card
-    (tmp_path / WEIGHTS_FILE).write_bytes(calls["files"][WEIGHTS_FILE])
-    _assert_same(SketchFusionEncoder.from_pretrained(tmp_path), _snapshot(encoder))
-
-
 def test_from_the_hub(saved: Path, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
