@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -27,6 +27,18 @@ FOUNDATION_KEYS = (
     "weights",
     "fingerprint",
 )
+
+
+class Split(NamedTuple):
+    """Which part of its data a task was trained on.
+
+    Attributes:
+        source: Name of the data source, without its folder, which differs between machines.
+        seed: Seed of the split into a training and a held-out part, at least 0.
+    """
+
+    source: str
+    seed: int
 
 
 class CheckpointError(ValueError):
@@ -85,6 +97,32 @@ def read_image_size(source: str | Path, *, revision: str | None = None) -> int |
             f"{path} has an unreadable image size, expected pixels of at least 1, got {size!r}."
         )
     return size
+
+
+def read_split(source: str | Path, *, revision: str | None = None) -> Split | None:
+    """The split that a checkpoint's task was trained on.
+
+    None if the checkpoint holds no task, or one that does not say; see `read_image_size`.
+
+    Raises:
+        CheckpointError: Damaged file.
+        OSError: Not found.
+    """
+    path, description = _describe(source, revision)
+    task = description.get("task")
+    found = task.get("split") if isinstance(task, dict) else None
+    if found is None:
+        return None
+    try:
+        split = Split(**found)
+    except TypeError:
+        split = Split("", -1)
+    if type(split.source) is not str or type(split.seed) is not int or split.seed < 0:
+        raise CheckpointError(
+            f"{path} has an unreadable split, expected the name of a data source and a seed of at "
+            f"least 0, got {found!r}."
+        )
+    return split
 
 
 def locate(source: str | Path, revision: str | None) -> Path:

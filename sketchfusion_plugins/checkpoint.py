@@ -78,8 +78,13 @@ def describe(module: nn.Module) -> dict[str, Any]:
     name, settings = getattr(module, "name", None), getattr(module, "settings", None)
     task: dict[str, Any] | None = None
     if isinstance(name, str) and isinstance(settings, dict):
-        image_size = getattr(module, "image_size", None)
-        task = {"name": name, "settings": settings, "image_size": image_size}
+        image_size, split = getattr(module, "image_size", None), getattr(module, "split", None)
+        task = {
+            "name": name,
+            "settings": settings,
+            "image_size": image_size,
+            "split": None if split is None else split._asdict(),
+        }
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

@@ -48,6 +48,15 @@ SizeOption = Annotated[
         rich_help_panel=_HOW,
     ),
 ]
+SplitSeedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--split-seed",
+        min=0,
+        help="Seed of the held-out split, where the data have none of their own; default: what the "
+        "checkpoint was trained on, else 0.",
+    ),
+]
 BatchOption = Annotated[
     int,
     typer.Option("--batch-size", min=1, help="Pictures per step.", rich_help_panel=_HOW),

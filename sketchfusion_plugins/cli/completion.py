@@ -12,6 +12,14 @@ def complete_model(incomplete: str) -> list[str]:
     return _starting(incomplete, ["sketchfusion/tiny", *presets, *parts, "hog", "pixels"])
 
 
+def complete_trainable(incomplete: str) -> list[str]:
+    """Names that ``train --model`` takes, but for folders."""
+    from sketchfusion_plugins.catalogue import CATALOGUE
+
+    names = [name for entry in CATALOGUE for name in (entry.preset, *entry.timm_names)]
+    return _starting(incomplete, ["sketchfusion/tiny", *names])
+
+
 def complete_timm_name(incomplete: str) -> list[str]:
     """Our timm models, with and without tags."""
     from sketchfusion_plugins.catalogue import CATALOGUE

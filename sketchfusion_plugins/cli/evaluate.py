@@ -15,6 +15,7 @@ from sketchfusion_plugins.cli.common import (
     DtypeOption,
     JsonOption,
     SizeOption,
+    SplitSeedOption,
     WeightsOption,
     choose_device,
     errors_in_one_line,
@@ -56,7 +57,8 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use fewer data, for a quick look.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of split and of fresh adapters.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of fresh adapters.")] = 0,
+    split_seed: SplitSeedOption = None,
     batch_size: BatchOption = 16,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -82,10 +84,13 @@ def evaluate(
             identify,
             open_model,
         )
+        from sketchfusion_plugins.inference.splits import split_seed as choose_split
 
+        split = choose_split(names, data, split_seed)
         about = {
             "models": "; ".join(identify(name, weights) for name in names),
             "seed": seed,
+            "split seed": split,
             "sketchfusion_plugins": __version__,
         }
         rungs: dict[str, Builder] = {}
@@ -95,7 +100,7 @@ def evaluate(
                 config = config.replace(foundation_dtype=dtype)
             about["ladder"] = f"{config.weights} foundations"
             rungs = baselines(task, fresh_encoder(config, seed))
-        loaded = load_task_data(task, data, size or default_size(names[0]), seed, limit)
+        loaded = load_task_data(task, data, size or default_size(names[0]), split, limit)
         for name in names:
             rungs[name] = partial(open_model, name, task, weights=weights, dtype=dtype, seed=seed)
         report = judge(

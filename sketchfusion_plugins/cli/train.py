@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sketchfusion_plugins.cli.common import JsonOption, Weights, errors_in_one_line
-from sketchfusion_plugins.cli.completion import complete_model, complete_task
+from sketchfusion_plugins.cli.common import JsonOption, SplitSeedOption, Weights, errors_in_one_line
+from sketchfusion_plugins.cli.completion import complete_task, complete_trainable
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -32,8 +33,9 @@ def train(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Preset or timm name, or a checkpoint to start from.",
-            autocompletion=complete_model,
+            help="Preset or timm name, or a checkpoint whose injection and aggregation to start "
+            "from; the head is always a new one.",
+            autocompletion=complete_trainable,
         ),
     ] = None,
     weights: Annotated[
@@ -57,7 +59,8 @@ def train(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use fewer data, for a quick look.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of split and training.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the training.")] = None,
+    split_seed: SplitSeedOption = None,
     resume: Annotated[
         bool, typer.Option(help="Go on from the work directory's last checkpoint.")
     ] = False,
@@ -87,6 +90,7 @@ def train(
     """
     options = _parse(settings or [])
     with errors_in_one_line(), redirect_stdout(sys.stderr):
+        from sketchfusion_plugins.mm.settings import merge_settings
         from sketchfusion_plugins.mm.train_task import read_config, train_task
 
         config = read_config(task)
@@ -100,7 +104,7 @@ def train(
             "encoder.cache.folder": None if cache is None else str(cache),
             "data.size": size,
             "data.limit": limit,
-            "data.seed": seed,
+            "data.seed": split_seed,
             "randomness.seed": seed,
             "train_cfg.max_iters": iterations,
             "train_dataloader.batch_size": batch_size,
@@ -108,7 +112,7 @@ def train(
         config.merge_from_dict({key: value for key, value in given.items() if value is not None})
         config.work_dir = str(work_dir or config.get("work_dir") or Path("runs") / config.task.name)
         config.resume, config.launcher = resume, launcher
-        config.merge_from_dict(options)
+        merge_settings(config, options)
         trained, row = train_task(config)
         from mmengine.dist import is_main_process
 
@@ -122,6 +126,7 @@ def train(
         "batch size": config.train_dataloader.batch_size,
         "size": config.data.size,
         "seed": config.randomness.seed,
+        "split seed": config.data.seed,
         "foundations": trained.encoder.config.weights,
     }
     report = Report(config.task.name, config.data.source, about, {str(adapters): row})
@@ -136,14 +141,35 @@ def train(
 
 
 def _choose_model(config: Config, name: str, weights: Weights | None, size: int | None) -> int:
-    """Make the config's encoder a preset or a checkpoint; gives the size of the pictures."""
-    from sketchfusion_plugins.inference.models import default_size, find_config
+    """Make the config's encoder a preset or a checkpoint; gives the size of the pictures.
 
+    Raises:
+        ValueError: Neither.
+    """
+    from sketchfusion_plugins.inference.models import (
+        PARTS,
+        PLAIN,
+        default_size,
+        find_config,
+        is_place,
+    )
+    from sketchfusion_plugins.presets import PRESETS
+
+    choices = (
+        f"choose a preset ({', '.join(PRESETS)}), a timm name of ours, sketchfusion/tiny, or the "
+        "folder or Hugging Face id of a checkpoint."
+    )
+    if name.partition(":")[0] in (*PARTS, *PLAIN, "timm"):
+        raise ValueError(f"{name} has nothing to train; {choices}")
     try:
         find_config(name)
         changes = {"weights": weights or "pretrained"}
         config.encoder = {"variant": name, "changes": changes}
-    except ValueError:
+    except ValueError as error:
+        if not is_place(name):
+            near = get_close_matches(name, complete_trainable(""), 1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(f"no model {name!r}; {choices}{meant}") from error
         changes = {} if weights is None else {"weights": weights}
         config.encoder = {"adapters": name, "changes": changes}
     return size or default_size(name)

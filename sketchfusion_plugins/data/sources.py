@@ -7,6 +7,7 @@ task. The layout of every folder is in the module of its data set.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from sketchfusion_plugins.data import folder_tasks, openmoji_tasks
@@ -59,7 +60,7 @@ def load_task_data(
             ``"correspondence"``.
         source: ``"openmoji"`` or ``"name:folder"``; see ``SOURCES``.
         size: Side of the images in pixels.
-        seed: Seed of the split, where the source has none of its own.
+        seed: Seed of the split, where the source has none of its own, and of OpenMoji's warps.
         limit: Use fewer items, for a quick look: concepts of OpenMoji, else items per class.
 
     Raises:
@@ -67,7 +68,7 @@ def load_task_data(
         ModuleNotFoundError: A package is missing.
         ValueError: Unknown task or source, or a source without data for the task.
     """
-    name, _, folder = source.partition(":")
+    name, folder = source_name(source), source.partition(":")[2]
     if task not in SOURCES:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(SOURCES)}.")
     if name not in SOURCES[task]:
@@ -79,4 +80,9 @@ def load_task_data(
             f"expected 'openmoji' or a name with its folder, such as 'sketchy:/data/sketchy', got "
             f"{source!r}."
         )
-    return SOURCES[task][name](source, size, seed, limit)
+    return replace(SOURCES[task][name](source, size, seed, limit), split_seed=seed)
+
+
+def source_name(source: str) -> str:
+    """Name of a source without its folder: ``"sketchy:/data/sketchy"`` is ``"sketchy"``."""
+    return source.partition(":")[0]

@@ -33,6 +33,7 @@ class TaskData:
         measures: Names of the measures.
         label: What makes a retrieved picture right, ``"instance"`` or ``"label"``.
         protocol: Name of the correspondence protocol; empty for limits in percent of ``size``.
+        split_seed: Seed of the split into what is trained on and what is judged; None if not known.
 
     Raises:
         ValueError: A part is empty.
@@ -49,6 +50,7 @@ class TaskData:
     measures: tuple[str, ...] = ()
     label: str = "instance"
     protocol: str = ""
+    split_seed: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("train", "test", "fit", "gallery"):

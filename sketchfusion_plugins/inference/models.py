@@ -99,6 +99,12 @@ def open_model(
     return model.eval().to(device)
 
 
+def is_place(name: str) -> bool:
+    """Whether a name can be a folder, which may be missing, or a Hugging Face id."""
+    path = Path(name).expanduser()
+    return bool(name) and (path.exists() or path.is_absolute() or len(path.parts) > 1)
+
+
 def is_checkpoint(name: str) -> bool:
     """Whether `open_model` takes a name for a place, being no name of ours.
 
@@ -112,9 +118,7 @@ def is_checkpoint(name: str) -> bool:
         find_config(preset)
         return False
     except ValueError as error:
-        path = Path(name).expanduser()
-        looks_like_place = path.exists() or path.is_absolute() or len(path.parts) > 1
-        if name and not part and looks_like_place:
+        if not part and is_place(name):
             return True
         raise ValueError(
             f"no model {name!r}: no such folder, and no name. Choose a preset "

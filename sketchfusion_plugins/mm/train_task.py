@@ -15,14 +15,18 @@ from mmengine.runner import Runner
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Subset
 
+from sketchfusion_plugins.adapter_file import Split
+from sketchfusion_plugins.adapter_file import read_config as read_encoder_config
 from sketchfusion_plugins.cache import FeatureStore, use_cache
-from sketchfusion_plugins.data.sources import load_task_data
+from sketchfusion_plugins.config import EncoderConfig
+from sketchfusion_plugins.data.sources import load_task_data, source_name
 from sketchfusion_plugins.data.task_data import Samples, TaskData
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.evaluation.judge import Judge
 from sketchfusion_plugins.evaluation.report import Row
 from sketchfusion_plugins.inference.models import find_config
-from sketchfusion_plugins.mm.safe_loading import last_checkpoint
+from sketchfusion_plugins.inference.splits import split_seed
+from sketchfusion_plugins.mm.resuming import find_start
 from sketchfusion_plugins.mm.seeding import NumberedSampler, SeededDraws, SeedIterationHook
 from sketchfusion_plugins.mm.tasks import TaskModel, save_task, trained_task
 from sketchfusion_plugins.tasks.base import Task
@@ -57,6 +61,20 @@ def read_config(name: str, options: Mapping[str, Any] | None = None) -> Config:
     return config
 
 
+def encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
+    """Configuration of the encoder that a config's ``encoder`` describes, see `build_encoder`.
+
+    Raises:
+        OSError: Adapters cannot be found.
+        ValueError: Unknown variant or field, or a value that it cannot have.
+    """
+    if config.get("adapters"):
+        begun = read_encoder_config(config["adapters"])
+    else:
+        begun = find_config(config["variant"])
+    return begun.replace(**dict(config.get("changes") or {}))
+
+
 def build_encoder(config: Mapping[str, Any]) -> SketchFusionEncoder:
     """The encoder that a config's ``encoder`` describes.
 
@@ -70,11 +88,11 @@ def build_encoder(config: Mapping[str, Any]) -> SketchFusionEncoder:
         OSError: Foundations or adapters cannot be found.
         ValueError: Unknown variant or field.
     """
-    changes = dict(config.get("changes") or {})
     if config.get("adapters"):
+        changes = dict(config.get("changes") or {})
         encoder = SketchFusionEncoder.from_pretrained(config["adapters"], **changes)
     else:
-        encoder = SketchFusionEncoder(find_config(config["variant"]).replace(**changes))
+        encoder = SketchFusionEncoder(encoder_config(config))
     if config.get("with_cp"):
         encoder.set_grad_checkpointing()
     cache = dict(config.get("cache") or {})
@@ -91,7 +109,8 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     with nccl, on CPUs with gloo.
 
     Args:
-        config: See `read_config`; ``work_dir`` must be set.
+        config: See `read_config`; ``work_dir`` must be set. Without ``data.seed`` the split is that
+            of the adapters to start from.
         data: Data instead of those that the config names. Settings of the task that the config
             leaves out follow from the data: recognition's classes, what retrieval compares by.
 
@@ -101,8 +120,15 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     Raises:
         FileNotFoundError: Data are missing.
         OSError: Foundations cannot be loaded, or the folder cannot be written.
-        ValueError: The config does not fit together.
+        ValueError: The config does not fit together, nor with the run that it resumes or the
+            adapters that it starts from.
     """
+    # What can be refused is, before anything large is read.
+    encoder_config(config.encoder)
+    if data is None:
+        begun = [config.encoder.adapters] if config.encoder.get("adapters") else []
+        config.data.seed = split_seed(begun, config.data.source, config.data.get("seed"))
+    start, resume = find_start(config)
     wrapper = _join_processes(config)
     seed = config.randomness.seed
     if data is None:
@@ -118,10 +144,8 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
             "are frozen. Keep 'foundations' in the cache, not 'results'."
         )
     task.image_size = data.size
-    start, resume = config.get("load_from"), config.get("resume", False)
-    if resume and start is None:
-        found = last_checkpoint(config.work_dir)
-        start, resume = (None, False) if found is None else (str(found), True)
+    if data.split_seed is not None:
+        task.split = Split(source_name(data.source), data.split_seed)
     if start is None and data.fit is not None:
         task.to(_device()).fit_head(_fitted_part(data.fit, config.judge.batch_size))
     judge = Judge(data, _device(), **config.judge)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from sketchfusion_plugins.adapter_file import Split
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.features import FusedFeatures
 
@@ -26,6 +27,7 @@ class Task(nn.Module):
         name: Name of the task.
         settings: Arguments, beside the encoder, that build it again; JSON values.
         image_size: Side, in pixels, of the square images it was trained on; None if not known.
+        split: Part of its data that it was trained on; None if not known.
         features: The encoder's map.
     """
 
@@ -36,6 +38,7 @@ class Task(nn.Module):
         self.features = FusedFeatures(encoder)
         self.settings = dict(settings)
         self.image_size: int | None = None
+        self.split: Split | None = None
 
     @property
     def encoder(self) -> SketchFusionEncoder:
@@ -61,7 +64,7 @@ class Task(nn.Module):
         return False
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write adapters, head, settings and image size; see `checkpoint.save_adapters`."""
+        """Write adapters, head, settings, image size and split; see `checkpoint.save_adapters`."""
         from sketchfusion_plugins.checkpoint import save_adapters
 
         save_adapters(self, folder)

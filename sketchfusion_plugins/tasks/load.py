@@ -9,6 +9,7 @@ from sketchfusion_plugins.adapter_file import (
     CheckpointError,
     read_config,
     read_image_size,
+    read_split,
     read_task,
 )
 from sketchfusion_plugins.checkpoint import load_adapters
@@ -78,4 +79,5 @@ def load_task(
         raise CheckpointError(f"{source} describes a task that does not fit: {error}") from error
     load_adapters(task, source, revision=revision)
     task.image_size = read_image_size(source, revision=revision)
+    task.split = read_split(source, revision=revision)
     return task.eval()

@@ -105,6 +105,21 @@ def test_help_of_all_commands_stands_in_panels_that_fit(width: str) -> None:
         assert code in words
 
 
+# Names that begin with s and have something to train.
+TRAINABLE = [
+    "sketchfusion/tiny",
+    "sketchfusion_base",
+    "sketchfusion_base.sd21",
+    "sd15",
+    "sketchfusion_base.sd15",
+    "sketchfusion_base.cleandift",
+    "small",
+    "sketchfusion_small",
+    "sketchfusion_small.bksdm",
+    "sketchfusion_tiny",
+    "sketchfusion_tiny.open_pictures",
+]
+
 # What runs another program and answers nothing itself.
 WITHOUT_ANSWER = {("demo",), ("mm-train",)}
 SHARED = {
@@ -117,6 +132,7 @@ SHARED = {
     "--strict",
     "--json",
     "--seed",
+    "--split-seed",
     "--out",
 }
 
@@ -230,6 +246,9 @@ def test_doctor_and_models_answer_in_json_and_in_words(monkeypatch: pytest.Monke
         ),
         ("sketchfusion match a.png b.png --model sd:t", ["sd:tiny"]),
         ("sketchfusion train re", ["recognition", "retrieval"]),
+        ("sketchfusion train recognition --model s", TRAINABLE),
+        ("sketchfusion train recognition --model h", []),
+        ("sketchfusion train recognition --model clip:", []),
         ("sketchfusion config-path tiny_linear_s", ["tiny_linear_spg_128"]),
     ],
 )

