@@ -2,8 +2,9 @@
 
 python examples/four_tasks.py --out runs/four_tasks
 
-Concepts are held out by families, the judged pairs are warped. Started again, it goes on where it
-stopped. Tables (Markdown) and figures (JSON) are written to the folder.
+Concepts are held out by families, whatever the seed; the judged pairs are warped. Started again
+with the same options, it goes on where it stopped. Tables (Markdown) and figures (JSON) are written
+to the folder.
 """
 
 import argparse

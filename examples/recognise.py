@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=25)
     arguments = parser.parse_args()
 
-    options = {"work_dir": arguments.out, "train_cfg.max_iters": arguments.iterations}
+    options = {"work_dir": str(arguments.out), "train_cfg.max_iters": arguments.iterations}
     config = read_config("recognition", options)
     data = load_task_data("recognition", "openmoji", limit=400)
     task, row = train_task(config, data)
