@@ -6,13 +6,34 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from sketchfusion_plugins.aggregation import AdaptiveAggregation, AdaptivePyramid
 from sketchfusion_plugins.config import EncoderConfig
-from sketchfusion_plugins.denoiser import Block
-from sketchfusion_plugins.diffusion import Diffusion, load_diffusion
+from sketchfusion_plugins.denoiser import Block, default_taps, list_blocks
+from sketchfusion_plugins.diffusion import Diffusion, load_diffusion, skip_random_weights
 from sketchfusion_plugins.semantic import SemanticBranch, load_semantic
+
+
+def adopt_branch(config: EncoderConfig, diffusion: Diffusion | None) -> EncoderConfig:
+    """Configuration of an encoder that is given a ready diffusion branch: it has the branch's own.
+
+    Raises:
+        ValueError: The configuration names other taps than the branch returns.
+    """
+    if diffusion is None:
+        return config
+    denoiser = diffusion.denoiser
+    if config.taps is not None:
+        if set(config.taps) != set(denoiser.taps):
+            raise ValueError(
+                f"the ready diffusion branch returns {', '.join(denoiser.taps)}, the configuration "
+                f"names the taps {', '.join(config.taps)}. Build the branch with those taps, or "
+                "leave taps=None to take the branch's."
+            )
+        return config.replace(diffusion=diffusion.config)
+    default = default_taps(list_blocks(denoiser.unet.config, diffusion.latent_stride))
+    taps = None if set(default) == set(denoiser.taps) else denoiser.taps
+    return config.replace(diffusion=diffusion.config, taps=taps)
 
 
 def load_foundations(
@@ -21,7 +42,7 @@ def load_foundations(
     diffusion: Diffusion | None = None,
     semantic: SemanticBranch | None = None,
 ) -> tuple[Diffusion, SemanticBranch]:
-    """Both branches on the default device, loaded or random unless they are given.
+    """Both branches, loaded or random on the default device unless they are given.
 
     Raises:
         OSError: Foundations cannot be loaded.
@@ -33,16 +54,19 @@ def load_foundations(
         "dtype": getattr(torch, config.foundation_dtype),
         "allow_pickle": allow_pickle,
     }
+    is_random = config.weights == "random"
     # Random foundations are always drawn on the CPU: the same ones on every device.
     build_device = device if device.type == "meta" else torch.device("cpu")
-    with build_device, torch.random.fork_rng(devices=[], enabled=config.weights == "random"):
-        if config.weights == "random":
+    with build_device, torch.random.fork_rng(devices=[], enabled=is_random):
+        if is_random:
             torch.default_generator.manual_seed(config.random_seed)
-        diffusion = diffusion or load_diffusion(config.diffusion, config.taps, **options)
-        semantic = semantic or load_semantic(config.semantic, **options)
-    diffusion.to(device)
-    if isinstance(semantic, nn.Module):
-        semantic.to(device)
+        if diffusion is None:
+            diffusion = load_diffusion(config.diffusion, config.taps, **options).to(device)
+        elif is_random and semantic is None:
+            # The semantic branch is drawn after it, and must not depend on who drew it.
+            skip_random_weights(diffusion)
+        if semantic is None:
+            semantic = load_semantic(config.semantic, **options).to(device)
     return diffusion, semantic
 
 

@@ -220,6 +220,14 @@ def load_diffusion(
     return Diffusion(config, vae, unet, scheduler, null_embedding.to(dtype), taps).eval()
 
 
+def skip_random_weights(branch: Diffusion) -> None:
+    """Take as many random numbers as `load_diffusion` takes for a branch like this one."""
+    with _quiet_diffusers():
+        for model in (branch.denoiser.unet, branch.vae):
+            model.from_config(model.config)
+    torch.randn(branch.denoiser.null_embedding.shape)
+
+
 @contextmanager
 def _quiet_diffusers() -> Iterator[None]:
     """Keep diffusers from advice on weights that we judge ourselves; a decoder may be missing."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sketchfusion_plugins.aggregation import AdaptivePyramid, cells
 from sketchfusion_plugins.assembly import (
+    adopt_branch,
     build_aggregator,
     checkpoint_blocks,
     injection_sites,
@@ -41,12 +42,14 @@ class SketchFusionEncoder(nn.Module):
         config: What to build; `sketchfusion_plugins.preset` gives named ones.
         allow_pickle: Accept pickled foundation weights where no safetensors exist. Only for
             sources that you trust: unpickling runs code.
-        diffusion: Ready diffusion branch instead of the configured one.
-        semantic: Ready semantic branch instead of the configured one.
+        diffusion: Ready diffusion branch instead of the configured one. It stays on its device,
+            and the encoder's configuration takes its settings and taps.
+        semantic: Ready semantic branch instead of the configured one. It stays on its device.
 
     Raises:
         OSError: Foundations cannot be loaded.
-        ValueError: The configuration does not fit the foundations.
+        ValueError: The configuration does not fit the foundations, or names other taps than a
+            ready diffusion branch returns.
 
     Example:
         >>> import torch
@@ -67,8 +70,7 @@ class SketchFusionEncoder(nn.Module):
         semantic: SemanticBranch | None = None,
     ) -> None:
         super().__init__()
-        config = EncoderConfig() if config is None else config
-        self.config = config
+        self.config = config = adopt_branch(config or EncoderConfig(), diffusion)
         self.diffusion, self.semantic = load_foundations(config, allow_pickle, diffusion, semantic)
         self.injector = ClipInjector(
             self.semantic.channels,

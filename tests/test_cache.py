@@ -658,6 +658,24 @@ def test_results_of_other_models_are_not_found(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("later", [False, True])
+def test_results_of_ready_branches_are_told_apart(
+    later: bool, build: Any, config: Any, randomize: Any, sketches: Any, store: FeatureStore
+) -> None:
+    image = sketches(1)
+    for number, draws in enumerate((1, 4)):
+        branch = build(diffusion__ensemble=draws).diffusion
+        encoder = SketchFusionEncoder(config, diffusion=None if later else branch)
+        encoder = randomize(encoder).eval()
+        # A branch that is put in afterwards is another one than the configuration's.
+        encoder.diffusion = branch
+        expected = encoder(image)
+        use_cache(encoder, store, "results")
+        assert torch.equal(encoder(image), expected)
+        assert (store.hits, store.misses) == (0, number + 1)
+
+
+@torch.no_grad()
 def test_results_know_their_seed_unless_nothing_is_drawn(
     build: Any, sketches: Any, store: FeatureStore
 ) -> None:

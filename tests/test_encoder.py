@@ -23,6 +23,7 @@ from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.diffusion import Diffusion
 from sketchfusion_plugins.encoder import FeatureLevels, FoundationOutputs, SketchFusionEncoder
 from sketchfusion_plugins.null_prompt import load_null_embedding
+from sketchfusion_plugins.presets import preset
 from sketchfusion_plugins.semantic import SemanticBranch
 
 SITES = ("down0", "down1", "down2", "down3", "up0", "up1", "up2")
@@ -752,6 +753,60 @@ def test_ready_diffusion_branch(
     got = encoder.forward_levels(sketches(1), fuse=False)
     assert all(
         torch.equal(level, expected[n]) for n, level in zip(got.names, got.maps, strict=True)
+    )
+
+
+@torch.no_grad()
+def test_encoder_has_the_settings_of_its_ready_branch(
+    build: Any, config: EncoderConfig, randomize: Any, sketches: Any, tmp_path: Path
+) -> None:
+    assert SketchFusionEncoder(config, diffusion=build().diffusion).config == config
+    branch = build(diffusion__timestep=50, taps=("up0", "up1")).diffusion
+    encoder = randomize(SketchFusionEncoder(config, diffusion=branch)).eval()
+    assert encoder.config.diffusion == branch.config
+    assert encoder.config.diffusion.timestep == 50
+    assert encoder.config.taps == ("up0", "up1")
+    encoder.save_pretrained(tmp_path)
+    again = SketchFusionEncoder.from_pretrained(tmp_path).eval()
+    image = sketches(1)
+    # Sums round as memory is aligned, which differs between loaded and copied foundations.
+    torch.testing.assert_close(again(image), encoder(image), atol=1e-4, rtol=1e-4)
+
+
+def test_taps_that_a_ready_branch_does_not_return_are_refused(
+    build: Any, config: EncoderConfig
+) -> None:
+    branch = build().diffusion
+    with pytest.raises(ValueError, match=r"returns up0, up1, up2, .* names the taps mid\."):
+        SketchFusionEncoder(config.replace(taps=("mid",)), diffusion=branch)
+    taps = ("up2", "up0", "up1")
+    encoder = SketchFusionEncoder(config.replace(taps=taps), diffusion=branch)
+    assert encoder.config.taps == taps
+
+
+def test_ready_branches_stay_on_their_device(build: Any, config: EncoderConfig) -> None:
+    given = build()
+    with torch.device("meta"):
+        encoder = SketchFusionEncoder(config, diffusion=given.diffusion, semantic=given.semantic)
+    assert not any(parameter.is_meta for parameter in given.parameters())
+    assert all(parameter.is_meta for parameter in encoder.injector.parameters())
+
+
+@pytest.mark.parametrize("name", ["diffusion", "semantic"])
+@pytest.mark.parametrize("preset_name", ["small", "tiny"])
+def test_random_foundations_are_the_same_beside_a_ready_branch(
+    name: str, preset_name: str, config: EncoderConfig
+) -> None:
+    """Whoever drew the other branch, and whatever seed drew the given one."""
+    config = (config if preset_name == "small" else preset("tiny")).replace(weights="random")
+    given = SketchFusionEncoder(config.replace(random_seed=7))
+    beside = SketchFusionEncoder(config, **{name: getattr(given, name)})
+    own = SketchFusionEncoder(config)
+    other = {"diffusion": "semantic", "semantic": "diffusion"}[name]
+    expected = getattr(own, other).state_dict()
+    assert all(
+        torch.equal(tensor, expected[key])
+        for key, tensor in getattr(beside, other).state_dict().items()
     )
 
 

@@ -60,7 +60,7 @@ class CachedEncoder(SketchFusionEncoder):
         fuse: bool = True,
     ) -> FoundationOutputs:
         """See `SketchFusionEncoder.encode`."""
-        drawn = self.config.diffusion.posterior == "sample"
+        drawn = self.diffusion.config.posterior == "sample"
         if self._keep != "foundations" or not self._is_nameable(
             image, generator if drawn else None
         ):
@@ -190,7 +190,7 @@ class CachedEncoder(SketchFusionEncoder):
 
     def _describe_results(self, kind: str, seed: int | None, fuse: bool) -> dict[str, Any]:
         """What levels, or maps, depend on."""
-        config = self.config.to_dict()
+        config = self.config.replace(diffusion=self.diffusion.config).to_dict()
         parts = ["diffusion", "semantic", "injection", *(["aggregation"] if kind == "maps" else [])]
         used = {part: config[part] for part in parts}
         for part, names in _WHEREABOUTS.items():
