@@ -1,8 +1,9 @@
 """Adapters on disk: ``adapters.safetensors``, described within, and a readable ``config.json``.
 
 Only what trains is written: injection, aggregation and, for a model around the encoder, its head.
-A frozen foundation never is. The description inside the safetensors file is the one that counts,
-so the two files cannot disagree after a crash between their writes.
+A frozen foundation is not, unless it was trained before and came from such a checkpoint itself. The
+description inside the safetensors file is the one that counts, so the two files cannot disagree
+after a crash between their writes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from sketchfusion_plugins.adapter_file import (
     CONFIG_FILE,
@@ -24,10 +27,20 @@ from sketchfusion_plugins.adapter_file import (
     read,
 )
 from sketchfusion_plugins.files import write_safetensors, write_text
-from sketchfusion_plugins.fingerprint import fingerprint_modules
+from sketchfusion_plugins.fingerprint import fingerprint_modules, plain_name, sample_modules
 
 if TYPE_CHECKING:
     from sketchfusion_plugins.encoder import SketchFusionEncoder
+
+WRAPPERS = (nn.DataParallel, DistributedDataParallel, AveragedModel)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside `torch.compile`, data parallelism and averages of weights."""
+    names = dict(module.named_children())
+    if "_orig_mod" in names:
+        return unwrap(names["_orig_mod"])
+    return unwrap(names["module"]) if isinstance(module, WRAPPERS) else module
 
 
 def find_encoder(module: nn.Module) -> tuple[str, SketchFusionEncoder]:
@@ -55,23 +68,38 @@ def find_encoder(module: nn.Module) -> tuple[str, SketchFusionEncoder]:
 def adapter_state(module: nn.Module) -> dict[str, Tensor]:
     """State dict of a module without its encoder's frozen foundations.
 
-    Foundations that were unfrozen are part of it: they may have been trained.
+    Foundations that were unfrozen are part of it: they may have been trained. Names are those of
+    the module as it is without `torch.compile` and data parallelism.
     """
+    module = unwrap(module)
     _, encoder = find_encoder(module)
     return _state(module, with_foundations=not encoder.config.freeze_foundations)
 
 
+def sample_foundations(encoder: SketchFusionEncoder) -> dict[str, Tensor]:
+    """Values by which `fingerprint` knows frozen foundations again when their precision changes.
+
+    None for those that may train, which are what they are, and for those without values.
+    """
+    if not encoder.config.freeze_foundations or any(p.is_meta for p in encoder.parameters()):
+        return {}
+    return sample_modules(_foundations(encoder))
+
+
 def fingerprint(encoder: SketchFusionEncoder) -> str:
-    """Short hash that tells foundations apart, the same for every precision they are held in."""
-    return fingerprint_modules(
-        {name: getattr(encoder, name) for name in encoder.foundation_names()}
-    )
+    """Short hash that tells foundations apart.
+
+    The same for every precision that frozen ones are held in; those that may train are hashed as
+    they are.
+    """
+    return fingerprint_modules(_foundations(encoder), encoder.foundation_samples)
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
     """What ``config.json`` holds."""
     from sketchfusion_plugins import __version__
 
+    module = unwrap(module)
     prefix, encoder = find_encoder(module)
     diffusion, semantic = encoder.config.diffusion, encoder.config.semantic
     # A task, known by its attributes: its class lies floors above this file.
@@ -89,7 +117,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "sketchfusion_plugins": __version__,
-        "prefix": prefix,
+        "prefix": plain_name(prefix),
         "task": task,
         "foundations": {
             "diffusion": diffusion.source,
@@ -107,17 +135,25 @@ def describe(module: nn.Module) -> dict[str, Any]:
 def save_adapters(module: nn.Module, folder: str | Path) -> None:
     """Write a module's adapters to a folder, atomically.
 
+    Foundations that were trained, now or before they were loaded from a checkpoint, go with them.
+
     Args:
-        module: A `SketchFusionEncoder`, or a module with one inside.
+        module: A `SketchFusionEncoder`, or a module with one inside, compiled or wrapped for data
+            parallelism or not.
         folder: Folder to write; other files in it are left alone.
 
     Raises:
         OSError: The folder cannot be written; what it held is untouched.
     """
     folder = Path(folder)
+    module = unwrap(module)
     description = describe(module)
+    _, encoder = find_encoder(module)
+    trained = not encoder.config.freeze_foundations or encoder.holds_trained_foundations
     write_safetensors(
-        adapter_state(module), folder / WEIGHTS_FILE, {"sketchfusion": json.dumps(description)}
+        _state(module, with_foundations=trained),
+        folder / WEIGHTS_FILE,
+        {"sketchfusion": json.dumps(description)},
     )
     write_text(json.dumps(description, indent=2) + "\n", folder / CONFIG_FILE)
 
@@ -146,16 +182,20 @@ def load_adapters(
     """
     path = locate(source, revision)
     description, tensors = read(path)
+    module = unwrap(module)
     prefix, encoder = find_encoder(module)
+    prefix = plain_name(prefix)
+    saved, tensors = _unwrap_names(description["prefix"], tensors, prefix)
     # Foundations that were trained are in the file; frozen ones must be the module's own.
-    holds_foundations = not parse_config(path, description).freeze_foundations
+    inner = tuple(f"{saved}{name}." for name in encoder.foundation_names())
+    unfrozen = not parse_config(path, description).freeze_foundations
+    holds_foundations = unfrozen or any(name.startswith(inner) for name in tensors)
     if not holds_foundations:
         _check_foundations(path, description["foundations"], encoder)
     expected = _state(module, with_foundations=holds_foundations)
     if strict:
         _check_tensors(path, tensors, expected)
     else:
-        saved = description["prefix"]
         head = {name: tensor for name, tensor in tensors.items() if not name.startswith(saved)}
         tensors = {
             prefix + name.removeprefix(saved): tensor
@@ -169,18 +209,46 @@ def load_adapters(
             for name, tensor in head.items()
             if prefix and name in expected and tensor.shape == expected[name].shape
         }
-    module.load_state_dict(tensors, strict=False)
+    names = {plain_name(name): name for name in _whole_state(module)}
+    module.load_state_dict({names[name]: value for name, value in tensors.items()}, strict=False)
+    if holds_foundations:
+        encoder.holds_trained_foundations = True
+        encoder.foundation_samples = sample_foundations(encoder)
     return sorted(set(expected) - set(tensors))
+
+
+def _foundations(encoder: SketchFusionEncoder) -> dict[str, nn.Module]:
+    return {name: getattr(encoder, name) for name in encoder.foundation_names()}
+
+
+def _whole_state(module: nn.Module) -> dict[str, Tensor]:
+    prefix, encoder = find_encoder(module)
+    # A module may hide its encoder's foundations.
+    return {**module.state_dict(), **encoder.state_dict(prefix=prefix)}
 
 
 def _state(module: nn.Module, with_foundations: bool) -> dict[str, Tensor]:
     prefix, encoder = find_encoder(module)
     foundations = tuple(f"{prefix}{name}." for name in encoder.foundation_names())
     return {
-        name: tensor
-        for name, tensor in module.state_dict().items()
-        if with_foundations or not (foundations and name.startswith(foundations))
+        plain_name(name): tensor
+        for name, tensor in _whole_state(module).items()
+        if with_foundations or not name.startswith(foundations)
     }
+
+
+def _unwrap_names(
+    saved: str, tensors: dict[str, Tensor], prefix: str
+) -> tuple[str, dict[str, Tensor]]:
+    """Prefix and names without the wrappers that earlier versions wrote down."""
+    saved = plain_name(saved)
+    tensors = {plain_name(name): tensor for name, tensor in tensors.items()}
+    outer = "module."
+    known = prefix.startswith(outer) or not saved.startswith(outer)
+    if not known and all(name.startswith(outer) for name in tensors):
+        saved = saved.removeprefix(outer)
+        tensors = {name.removeprefix(outer): tensor for name, tensor in tensors.items()}
+    return saved, tensors
 
 
 def _check_foundations(path: Path, expected: dict[str, Any], encoder: SketchFusionEncoder) -> None:

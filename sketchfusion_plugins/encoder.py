@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sketchfusion_plugins.adapter_file import read_config
 from sketchfusion_plugins.aggregation import AdaptivePyramid, cells
 from sketchfusion_plugins.assembly import (
     adopt_branch,
@@ -24,11 +25,13 @@ from sketchfusion_plugins.assembly import (
     injection_sites,
     load_foundations,
 )
+from sketchfusion_plugins.checkpoint import load_adapters, sample_foundations, save_adapters
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.diffusion import Diffusion
 from sketchfusion_plugins.images import check_image, pad_to_multiple, refuse_overflow, to_rgb
 from sketchfusion_plugins.injection import ClipInjector
 from sketchfusion_plugins.outputs import FeatureLevels, FoundationOutputs
+from sketchfusion_plugins.publish import push_adapters
 from sketchfusion_plugins.semantic import SemanticBranch, resize_for_tokens
 from sketchfusion_plugins.summary import ParameterCount, count_parameters
 
@@ -81,6 +84,8 @@ class SketchFusionEncoder(nn.Module):
         if config.freeze_foundations:
             for foundation in self.foundations():
                 foundation.requires_grad_(False)
+        self.foundation_samples = sample_foundations(self)
+        self.holds_trained_foundations = False
         self.train(self.training)
 
     @property
@@ -100,14 +105,12 @@ class SketchFusionEncoder(nn.Module):
 
     def foundations(self) -> tuple[nn.Module, ...]:
         """The modules that freeze."""
-        modules = (self.diffusion, self.semantic)
-        return tuple(module for module in modules if isinstance(module, nn.Module))
+        return tuple(self.get_submodule(name) for name in self.foundation_names())
 
     def foundation_names(self) -> tuple[str, ...]:
         """Names of the children that freeze, as they prefix the keys of a state dict."""
-        return tuple(
-            name for name, child in self.named_children() if name in ("diffusion", "semantic")
-        )
+        children = dict(self.named_children())
+        return tuple(name for name in ("diffusion", "semantic") if name in children)
 
     def forward(
         self,
@@ -285,8 +288,6 @@ class SketchFusionEncoder(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the adapters; see `sketchfusion_plugins.checkpoint.save_adapters`."""
-        from sketchfusion_plugins.checkpoint import save_adapters
-
         save_adapters(self, folder)
 
     @classmethod
@@ -312,9 +313,6 @@ class SketchFusionEncoder(nn.Module):
             CheckpointError: The checkpoint is damaged, or made for other foundations.
             OSError: It, or its foundations, cannot be found.
         """
-        from sketchfusion_plugins.adapter_file import read_config
-        from sketchfusion_plugins.checkpoint import load_adapters
-
         config = read_config(source, revision=revision)
         encoder = cls(config.replace(**changes), allow_pickle=allow_pickle)
         load_adapters(encoder, source, revision=revision, strict=False)
@@ -322,8 +320,6 @@ class SketchFusionEncoder(nn.Module):
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the adapters; see `sketchfusion_plugins.publish.push_adapters`."""
-        from sketchfusion_plugins.publish import push_adapters
-
         return push_adapters(self, repo_id, **options)
 
 

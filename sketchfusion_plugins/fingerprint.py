@@ -6,23 +6,66 @@ import hashlib
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 SAMPLES_PER_TENSOR = 16
 
 
-def fingerprint_modules(modules: Mapping[str, nn.Module]) -> str:
-    """Short hash of modules' weights, the same for every precision they are held in.
+def plain_name(name: str) -> str:
+    """Name of a tensor as it is without `torch.compile`, whichever part was compiled."""
+    return name.replace("_orig_mod.", "")
 
-    It reads a few evenly spaced values of every tensor, rounded to bfloat16.
+
+def sample_modules(
+    modules: Mapping[str, nn.Module], origins: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """A few evenly spaced values of every tensor of modules.
+
+    Args:
+        modules: Modules by name.
+        origins: What this function gave for the modules before. It stands for tensors whose
+            precision alone has changed since: float16 rounds other than bfloat16 does, and loses
+            small values.
+
+    Returns:
+        Values on the CPU by name and shape, in the order that is hashed.
     """
-    digest = hashlib.sha256()
+    origins = {} if origins is None else origins
+    samples = {}
     for name, module in modules.items():
-        for key, tensor in sorted(module.state_dict().items()):
+        state = {plain_name(key): tensor for key, tensor in module.state_dict().items()}
+        for key, tensor in sorted(state.items()):
             flat = tensor.detach().flatten()
             count = min(SAMPLES_PER_TENSOR, flat.numel())
             index = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
-            values = flat[index.to(flat.device)].to("cpu", torch.bfloat16)
-            digest.update(f"{name}.{key}{tuple(tensor.shape)}".encode())
-            digest.update(values.view(torch.int16).numpy().tobytes())
+            values = flat[index.to(flat.device)].cpu()
+            title = f"{name}.{key}{tuple(tensor.shape)}"
+            origin = origins.get(title)
+            samples[title] = values if origin is None or _differs(values, origin) else origin
+    return samples
+
+
+def fingerprint_modules(
+    modules: Mapping[str, nn.Module], origins: Mapping[str, Tensor] | None = None
+) -> str:
+    """Short hash of modules' weights, the same whether they are held in float32 or bfloat16.
+
+    It reads a few evenly spaced values of every tensor, rounded to bfloat16. With ``origins``, see
+    `sample_modules`, it is the same for every precision.
+    """
+    digest = hashlib.sha256()
+    for title, values in sample_modules(modules, origins).items():
+        digest.update(title.encode())
+        digest.update(_round(values).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _differs(values: Tensor, origin: Tensor) -> bool:
+    """Whether values are another's in no precision, or in no succession of two."""
+    forms = (origin, origin.half(), origin.bfloat16().half())
+    return not any(torch.equal(_round(values), _round(form)) for form in forms)
+
+
+def _round(values: Tensor) -> Tensor:
+    # As integers, so that NaN equals itself.
+    return values.bfloat16().view(torch.int16)

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub
 import pytest
@@ -16,6 +18,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from sketchfusion_plugins import CheckpointError, SketchFusionEncoder, preset
 from sketchfusion_plugins.adapter_file import CONFIG_FILE, WEIGHTS_FILE, read_config
@@ -260,6 +264,100 @@ def test_find_encoder(build: Any) -> None:
         find_encoder(nn.ModuleList([encoder, build()]))
 
 
+# --- compiled and wrapped ----------------------------------------------------------------------
+
+
+def _compile(module: nn.Module) -> nn.Module:
+    compiled: nn.Module = torch.compile(module, backend="eager")
+    return compiled
+
+
+def _compile_inside(module: Any) -> nn.Module:
+    module.head = _compile(module.head)
+    module.backbone.aggregator = _compile(module.backbone.aggregator)
+    module.backbone.diffusion.denoiser.unet = _compile(module.backbone.diffusion.denoiser.unet)
+    module.backbone = _compile(module.backbone)
+    return cast(nn.Module, module)
+
+
+WRAPPINGS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compiled": _compile,
+    "compiled inside": _compile_inside,
+    "DataParallel": nn.DataParallel,
+    "DistributedDataParallel": DistributedDataParallel,
+    "compiled DistributedDataParallel": lambda module: _compile(DistributedDataParallel(module)),
+    "DistributedDataParallel of a compiled": lambda module: DistributedDataParallel(
+        _compile(module)
+    ),
+    "averaged": AveragedModel,
+}
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A group of this process alone."""
+    method = f"file://{tmp_path}/rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=method, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_wrappers_leave_no_trace(wrapping: str, build: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain, fresh = Classifier(build(seed=1)), Classifier(build(seed=2))
+    expected = _snapshot(plain)
+    save_adapters(plain, tmp_path / "plain")
+    wrapped = WRAPPINGS[wrapping](deepcopy(plain))
+    save_adapters(wrapped, tmp_path / "wrapped")
+    assert _describe(tmp_path / "wrapped" / WEIGHTS_FILE) == _describe(
+        tmp_path / "plain" / WEIGHTS_FILE
+    )
+    assert set(adapter_state(wrapped)) == set(adapter_state(plain))
+    assert load_adapters(fresh, tmp_path / "wrapped") == []
+    _assert_same(fresh, expected)
+    _assert_same(
+        SketchFusionEncoder.from_pretrained(tmp_path / "wrapped"), _snapshot(plain.backbone)
+    )
+    # And the other way round.
+    for strict in (True, False):
+        other = WRAPPINGS[wrapping](Classifier(build(seed=2)))
+        assert load_adapters(other, tmp_path / "plain", strict=strict) == []
+        got = adapter_state(other)
+        assert all(torch.equal(tensor, got[n]) for n, tensor in adapter_state(plain).items())
+
+
+@pytest.mark.parametrize("outer", ["_orig_mod.", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("strict", [True, False])
+def test_files_that_name_their_wrappers_load(
+    outer: str, strict: bool, build: Any, tmp_path: Path
+) -> None:
+    """As versions before wrote them."""
+    model, other = Classifier(build(seed=1)), Classifier(build(seed=2))
+    save_adapters(model, tmp_path)
+    path = tmp_path / WEIGHTS_FILE
+    description = {**_describe(path), "prefix": f"{outer}backbone."}
+    state = {f"{outer}{name}": tensor for name, tensor in load_file(path).items()}
+    save_file(state, path, {"sketchfusion": json.dumps(description)})
+    assert load_adapters(other, path, strict=strict) == []
+    _assert_same(other, _snapshot(model))
+    _assert_same(SketchFusionEncoder.from_pretrained(path), _snapshot(model.backbone))
+
+
+def test_a_part_of_ones_own_that_is_called_module(build: Any, tmp_path: Path) -> None:
+    class Mine(nn.Module):
+        def __init__(self, encoder: SketchFusionEncoder) -> None:
+            super().__init__()
+            self.module = encoder
+
+    model, other = Mine(build(seed=1)), Mine(build(seed=2))
+    save_adapters(model, tmp_path)
+    assert load_adapters(other, tmp_path) == []
+    _assert_same(other, _snapshot(model))
+    _assert_same(SketchFusionEncoder.from_pretrained(tmp_path), _snapshot(model.module))
+
+
 # --- foundations -------------------------------------------------------------------------------
 
 
@@ -269,6 +367,123 @@ def test_fingerprint_does_not_depend_on_precision(build: Any) -> None:
     assert fingerprint(build(seed=9)) == expected
     assert fingerprint(build().to(torch.bfloat16)) == expected
     assert fingerprint(build().double()) == expected
+
+
+CASTS = {
+    "half": lambda encoder: encoder.half(),
+    "half and back": lambda encoder: encoder.half().float(),
+    "bfloat16, then half": lambda encoder: encoder.bfloat16().half(),
+    "UNet alone": lambda encoder: (encoder, encoder.diffusion.denoiser.half())[0],
+    "copied": lambda encoder: deepcopy(encoder.half()),
+}
+
+
+@pytest.fixture
+def subtle(config: EncoderConfig, pipeline_copy: Path, make_unet: Any) -> EncoderConfig:
+    """Foundations with weights that bfloat16 and float16 round apart, and that float16 loses."""
+    unet = make_unet()
+    with torch.no_grad():
+        weight = unet.conv_in.weight
+        weight.copy_(torch.linspace(1e-9, 1e-5, weight.numel()).view_as(weight))
+        # Rounds up in one step to bfloat16, and to even in two over float16.
+        unet.conv_in.bias.fill_(1 + 2**-8 + 2**-13)
+    unet.save_pretrained(pipeline_copy / "unet")
+    return config.replace(diffusion__source=str(pipeline_copy))
+
+
+@pytest.mark.parametrize("cast", CASTS)
+def test_checkpoints_of_every_precision_load(
+    cast: str, subtle: EncoderConfig, tmp_path: Path
+) -> None:
+    encoder = SketchFusionEncoder(subtle)
+    expected = fingerprint(encoder)
+    before = encoder.diffusion.denoiser.unet.conv_in.weight.bfloat16()
+    encoder = CASTS[cast](encoder)
+    # The case is one: what is held now is rounded otherwise.
+    assert not torch.equal(encoder.diffusion.denoiser.unet.conv_in.weight.bfloat16(), before)
+    assert fingerprint(encoder) == expected
+    encoder.save_pretrained(tmp_path / "half")
+    again = SketchFusionEncoder.from_pretrained(tmp_path / "half")
+    assert all(
+        torch.equal(tensor, adapter_state(encoder)[name].float())
+        for name, tensor in adapter_state(again).items()
+    )
+    # And one that was saved in full precision goes onto a model in half.
+    again.save_pretrained(tmp_path / "full")
+    assert load_adapters(encoder, tmp_path / "full") == []
+
+
+def test_other_weights_in_half_precision_are_told_apart(subtle: EncoderConfig) -> None:
+    encoder = SketchFusionEncoder(subtle)
+    expected = fingerprint(encoder)
+    encoder.half()
+    with torch.no_grad():
+        encoder.diffusion.denoiser.unet.conv_in.bias += 0.5
+    assert fingerprint(encoder) != expected
+
+
+def test_unfrozen_foundations_are_what_they_are(subtle: EncoderConfig, tmp_path: Path) -> None:
+    encoder = SketchFusionEncoder(subtle.replace(freeze_foundations=False))
+    expected = fingerprint(encoder)
+    assert fingerprint(SketchFusionEncoder(subtle)) == expected
+    encoder.half().save_pretrained(tmp_path)
+    assert fingerprint(encoder) != expected
+    again = SketchFusionEncoder.from_pretrained(tmp_path)
+    _assert_same(again.half(), _snapshot(encoder))
+
+
+def _trained_foundations(build: Any, folder: Path) -> SketchFusionEncoder:
+    encoder: SketchFusionEncoder = build(freeze_foundations=False, seed=1)
+    with torch.no_grad():
+        for parameter in encoder.diffusion.parameters():
+            parameter += 0.1
+    encoder.save_pretrained(folder)
+    return encoder
+
+
+def test_trained_foundations_go_on_with_what_is_trained_on_them(build: Any, tmp_path: Path) -> None:
+    trained = _trained_foundations(build, tmp_path / "trained")
+    model = Classifier(
+        SketchFusionEncoder.from_pretrained(tmp_path / "trained", freeze_foundations=True)
+    )
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        assert not any(p.requires_grad for p in model.backbone.diffusion.parameters())
+        save_adapters(model, folder)
+        again = Classifier(SketchFusionEncoder.from_pretrained(folder))
+        assert load_adapters(again, folder) == []
+        assert again.backbone.config.freeze_foundations
+        _assert_same(again, _snapshot(model))
+        for name, tensor in trained.diffusion.state_dict().items():
+            assert torch.equal(again.backbone.diffusion.state_dict()[name], tensor)
+        model = again
+
+
+def test_trained_foundations_in_half_precision(build: Any, tmp_path: Path) -> None:
+    _trained_foundations(build, tmp_path)
+    frozen = SketchFusionEncoder.from_pretrained(tmp_path, freeze_foundations=True)
+    expected = fingerprint(frozen)
+    assert fingerprint(frozen.half()) == expected
+    assert expected != fingerprint(build())
+
+
+def test_adapters_onto_trained_foundations_leave_them_written(build: Any, tmp_path: Path) -> None:
+    trained = _trained_foundations(build, tmp_path / "trained")
+    frozen = SketchFusionEncoder.from_pretrained(tmp_path / "trained", freeze_foundations=True)
+    # As earlier versions saved it: without the foundations, which are the model's own.
+    description = _describe_saved(frozen, tmp_path / "alone")
+    assert description["foundations"]["fingerprint"] == fingerprint(trained)
+    assert load_adapters(frozen, tmp_path / "alone") == []
+    with pytest.raises(CheckpointError, match="other foundations"):
+        load_adapters(build(), tmp_path / "alone")
+
+
+def _describe_saved(encoder: SketchFusionEncoder, folder: Path) -> dict[str, Any]:
+    encoder.save_pretrained(folder)
+    path = folder / WEIGHTS_FILE
+    description = _describe(path)
+    save_file(adapter_state(encoder), path, {"sketchfusion": json.dumps(description)})
+    return description
 
 
 @pytest.mark.parametrize("part", ["diffusion.denoiser.unet.conv_in", "diffusion.vae.quant_conv"])

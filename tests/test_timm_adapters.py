@@ -18,6 +18,8 @@ from timm.optim import create_optimizer_v2
 
 import sketchfusion_plugins
 from sketchfusion_plugins import CheckpointError, SketchFusionEncoder
+from sketchfusion_plugins.adapter_file import WEIGHTS_FILE
+from sketchfusion_plugins.checkpoint import adapter_state, save_adapters
 from sketchfusion_plugins.config import STABLE_DIFFUSION_21
 from sketchfusion_plugins.presets import STABLE_DIFFUSION_15
 
@@ -61,6 +63,24 @@ def test_tags_choose_foundations(name: str, source: str, noise_free: bool) -> No
 def test_unknown_tag_is_refused() -> None:
     with pytest.raises(RuntimeError, match="nonsense"):
         timm.create_model(f"{TINY}.nonsense")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_adapters_load_into_half_precision(
+    compiled: bool, tiny: torch.nn.Module, tmp_path: Path
+) -> None:
+    save_adapters(torch.compile(tiny, backend="eager") if compiled else tiny, tmp_path)  # type: ignore[arg-type]
+    model = timm.create_model(
+        TINY,
+        pretrained=True,
+        weights="random",
+        num_classes=5,
+        dtype=torch.float16,
+        pretrained_cfg_overlay={"file": str(tmp_path / WEIGHTS_FILE)},
+    )
+    expected, got = adapter_state(tiny), adapter_state(model)
+    assert set(got) == set(expected)
+    assert all(torch.equal(tensor, expected[name].half()) for name, tensor in got.items())
 
 
 def test_features_have_the_declared_channels_and_strides() -> None:

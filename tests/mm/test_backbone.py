@@ -17,6 +17,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 from sketchfusion_plugins import CheckpointError, SketchFusionEncoder
+from sketchfusion_plugins.checkpoint import save_adapters
 from sketchfusion_plugins.mm import SketchFusion
 from sketchfusion_plugins.mm.backbone import find_config
 from sketchfusion_plugins.presets import preset
@@ -255,6 +256,24 @@ def test_adapters_of_a_timm_model(
     for level, other in zip(built(sketches(1)), expected, strict=True):
         torch.testing.assert_close(level, other, atol=0, rtol=0)
     assert not any("aggregator" in name for name in built.state_dict())
+
+
+def test_trained_foundations_stay_with_what_is_trained_on_them(
+    config: Any, sketches: Any, tmp_path: Path, randomize: Any
+) -> None:
+    encoder = randomize(SketchFusionEncoder(config.replace(freeze_foundations=False)))
+    with torch.no_grad():
+        for parameter in encoder.diffusion.parameters():
+            parameter += 0.1
+    encoder.save_pretrained(tmp_path / "trained")
+    built = SketchFusion(adapters=str(tmp_path / "trained"), freeze_foundations=True)
+    # Its own state dict, which mmengine saves, is without them.
+    assert not any(".diffusion." in name for name in built.state_dict())
+    save_adapters(built, tmp_path / "again")
+    again = SketchFusion(adapters=str(tmp_path / "again"))
+    assert again.encoder.config.freeze_foundations
+    for level, other in zip(again(sketches(1)), built(sketches(1)), strict=True):
+        torch.testing.assert_close(level, other, atol=0, rtol=0)
 
 
 def test_pretrained_init_cfg(segmentor_config: Any, config: Any, tmp_path: Path) -> None:

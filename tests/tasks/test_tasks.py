@@ -295,6 +295,25 @@ def test_saved_tasks_come_back_equal(
         assert not any(key.startswith(FOUNDATIONS) for key in file.keys())  # noqa: SIM118
 
 
+@pytest.mark.parametrize("wrapped", ["encoder", "task", "parallel"])
+def test_compiled_and_parallel_tasks_come_back(
+    make: Callable[..., Any], batch: dict[str, Any], wrapped: str, tmp_path: Path
+) -> None:
+    task = make("query_segmentation").eval()
+    expected = run(task, batch)
+    task.image_size = 72
+    if wrapped == "encoder":
+        task.features.encoder = torch.compile(task.features.encoder, backend="eager")
+        task.save_pretrained(tmp_path)
+    elif wrapped == "task":
+        save_adapters(torch.compile(task, backend="eager"), tmp_path)
+    else:
+        save_adapters(torch.nn.DataParallel(task), tmp_path)
+    loaded = load_task(tmp_path)
+    assert (loaded.settings, loaded.image_size) == (task.settings, 72)
+    torch.testing.assert_close(run(loaded, batch), expected)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_an_encoder_loads_from_a_tasks_checkpoint(
     make: Callable[..., Any], sketches: Any, name: str, tmp_path: Path
