@@ -67,11 +67,14 @@ def _model_card(module: nn.Module, repo_id: str) -> str:
             "from sketchfusion_plugins.tasks.load import load_task\n\n"
             f'task = load_task("{repo_id}")\n'
         )
+    included = "which are not included and keep"
+    if not config.freeze_foundations or encoder.holds_trained_foundations:
+        included = "whose weights were trained too and are included; they keep"
     return (
         "---\nlibrary_name: sketchfusion-plugins\n"
         "tags:\n- sketch\n- image-feature-extraction\n---\n\n"
         f"# {title}\n\n"
         f"{content} for `{config.diffusion.source}` and "
-        f"`{config.semantic.source}`, which are not included and keep their own licences.\n\n"
+        f"`{config.semantic.source}`, {included} their own licences.\n\n"
         f"```python\n{code}```\n"
     )

@@ -87,10 +87,11 @@ class SaveAdaptersHook(Hook):  # type: ignore[misc]
     The last state is kept, not the best: choosing by the judged part would flatter the figures.
     """
 
-    priority = "LOW"
+    # Before an EMAHook exchanges the average, which is what is saved, for what trains.
+    priority = "HIGH"
 
-    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        """Save beside every evaluation."""
+    def before_val_epoch(self, runner: Any) -> None:
+        """Save what is to be judged, which can take hours and fail."""
         save_task(runner)
 
     def after_train(self, runner: Any) -> None:

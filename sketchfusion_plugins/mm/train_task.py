@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import init_dist
 from mmengine.runner import Runner
 from torch import Tensor, distributed
@@ -25,6 +26,7 @@ from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.evaluation.judge import Judge
 from sketchfusion_plugins.evaluation.report import Row
 from sketchfusion_plugins.inference.models import find_config
+from sketchfusion_plugins.inference.sharding import LONGEST_WAIT
 from sketchfusion_plugins.inference.splits import split_seed
 from sketchfusion_plugins.mm.resuming import find_start
 from sketchfusion_plugins.mm.seeding import NumberedSampler, SeededDraws, SeedIterationHook
@@ -147,8 +149,8 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     if data.split_seed is not None:
         task.split = Split(source_name(data.source), data.split_seed)
     if start is None and data.fit is not None:
-        task.to(_device()).fit_head(_fitted_part(data.fit, config.judge.batch_size))
-    judge = Judge(data, _device(), **config.judge)
+        task.to(get_device()).fit_head(_fitted_part(data.fit, config.judge.batch_size))
+    judge = Judge(data, get_device(), **config.judge)
     runner = Runner(
         model=TaskModel(task),
         work_dir=config.work_dir,
@@ -220,7 +222,7 @@ def _fitted_part(data: Samples, batch_size: int) -> Iterator[dict[str, Any]]:
     loader = DataLoader(part, batch_size, generator=torch.Generator())
     for batch in tqdm(loader, desc="fitting", disable=None, leave=False):
         yield {
-            key: value.to(_device()) if isinstance(value, Tensor) else value
+            key: value.to(get_device()) if isinstance(value, Tensor) else value
             for key, value in batch.items()
         }
 
@@ -243,13 +245,9 @@ def _batches(data: Samples, seed: int, batch_size: int, num_workers: int) -> Dat
         sampler=sampler,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        pin_memory=torch.accelerator.is_available(),
+        pin_memory=torch.cuda.is_available(),
         drop_last=True,
     )
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _join_processes(config: Config) -> dict[str, Any]:
@@ -262,12 +260,12 @@ def _join_processes(config: Config) -> dict[str, Any]:
             "launcher 'pytorch' expects torchrun's environment, got none. Run: torchrun "
             "--nproc-per-node 2 -m sketchfusion_plugins train TASK --launcher pytorch"
         )
-    if torch.accelerator.is_available():
+    if get_device() not in ("cpu", "mps"):
         init_dist(launcher, **config.env_cfg.dist_cfg)
         return {}
     # mmengine's own way demands CUDA, and its data parallelism a device.
     if not distributed.is_initialized():
-        distributed.init_process_group("gloo")
+        distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
     return {
         "model_wrapper_cfg": {
             "type": "MMDistributedDataParallel",

@@ -384,6 +384,24 @@ def test_averaged_weights_are_judged_and_saved(
     assert_same(adapter_state(resumed), adapter_state(averaged.task))
 
 
+def test_a_judgement_that_fails_costs_no_training(
+    train: Callable[..., Any],
+    trained: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(judge: Judge, model: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="out of memory"):
+        patched.setattr(Judge, "__call__", fail)
+        train("retrieval", tmp_path, 4)
+    expected, row, _ = trained("retrieval")
+    assert_same(adapter_state(load_task(tmp_path / "adapters")), adapter_state(expected))
+    _, resumed = train("retrieval", tmp_path, 4, resume=True)
+    assert resumed == row
+
+
 def test_copies_share_the_foundations(model_of: Callable[..., Any]) -> None:
     from copy import deepcopy
 

@@ -41,7 +41,8 @@ custom_hooks = [dict(type="SaveAdaptersHook")]
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
-    dist_cfg=dict(backend="nccl"),
+    # Seconds: the others wait while the first process judges.
+    dist_cfg=dict(backend="nccl", timeout=6 * 3600),
 )
 log_processor = dict(by_epoch=False)
 log_level = "INFO"
