@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.console import Console
 
 from sketchfusion_plugins.data.sources import load_task_data
-from sketchfusion_plugins.evaluation.ladder import baselines, evaluate
+from sketchfusion_plugins.evaluation.ladder import baseline_identities, baselines, evaluate
+from sketchfusion_plugins.inference.identity import identity_of
 from sketchfusion_plugins.mm.train_task import build_encoder, read_config, train_task
 from sketchfusion_plugins.tasks.load import load_task
 
@@ -43,11 +44,12 @@ def main() -> None:
         data = load_task_data(name, **config.data)
         if not (run / f"iter_{arguments.iterations}.pth").exists():
             train_task(config, data)
-        models = baselines(name, build_encoder(config.encoder))
+        encoder = build_encoder(config.encoder)
+        models = baselines(name, encoder)
         models["fused, trained"] = lambda run=run: load_task(run / "adapters")
-        about = {
-            "model": config.encoder.variant,
-            "foundations": config.encoder.changes.weights,
+        identities = baseline_identities(encoder.config, arguments.seed)
+        identities["fused, trained"] = {
+            **identity_of(str(run / "adapters")),
             "iterations": arguments.iterations,
             "batch": config.train_dataloader.batch_size,
             "seed": arguments.seed,
@@ -55,7 +57,8 @@ def main() -> None:
         report = evaluate(
             data,
             models,
-            about=about,
+            about={"split seed": config.data.seed},
+            identities=identities,
             out=arguments.out,
             finished=lambda model, row: console.print(f"{model}:", *map(str, row.values())),
         )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sketchfusion_plugins.baselines import hog_features, pixel_features
 from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.heads.query import QuerySegmentationHead
 from sketchfusion_plugins.images import to_rgb
 
 GRID = 4
@@ -26,13 +27,27 @@ class Features(nn.Module):
 
     Attributes:
         channels: Channels of the maps.
+        stride: Pixels per cell, where the last cells may reach beyond the image; None where a map
+            spans its image exactly, whatever the size.
     """
 
     channels: int
+    stride: int | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Map ``[B, channels, h, w]`` of images ``[B, 3, H, W]`` in -1..1."""
         raise NotImplementedError
+
+    def cell_size(self, image: Tensor, cells: Tensor) -> tuple[float, float]:
+        """Pixels per cell, vertical and horizontal.
+
+        Args:
+            image: Images ``[B, 3, H, W]``.
+            cells: Their map ``[B, channels, h, w]``.
+        """
+        if self.stride is not None:
+            return float(self.stride), float(self.stride)
+        return image.shape[-2] / cells.shape[-2], image.shape[-1] / cells.shape[-1]
 
     def describe(self, image: Tensor) -> Tensor:
         """Unit descriptors ``[B, D]``; see `pooled_descriptor`."""
@@ -42,12 +57,11 @@ class Features(nn.Module):
 class FusedFeatures(Features):
     """The aggregated map of a SketchFusion encoder.
 
-    Attributes:
-        stride: Pixels per cell.
-
     Raises:
         ValueError: The encoder has no single aggregated map.
     """
+
+    stride: int
 
     def __init__(self, encoder: SketchFusionEncoder) -> None:
         super().__init__()
@@ -75,6 +89,7 @@ class DiffusionFeatures(Features):
         super().__init__()
         self.encoder = encoder
         self.channels = sum(block.channels for block in encoder.level_blocks)
+        self.stride = encoder.level_blocks[0].stride
 
     def forward(self, image: Tensor) -> Tensor:
         """See `Features.forward`."""
@@ -93,6 +108,12 @@ class ClipFeatures(Features):
         """See `Features.forward`."""
         return self.encoder.forward_tokens(image)
 
+    def cell_size(self, image: Tensor, cells: Tensor) -> tuple[float, float]:
+        """See `Features.cell_size`: the grid spans the image as it was padded for the VAE."""
+        multiple = self.encoder.diffusion.latent_stride
+        height, width = (side + -side % multiple for side in image.shape[-2:])
+        return height / cells.shape[-2], width / cells.shape[-1]
+
 
 class ConcatenatedFeatures(Features):
     """Stable Diffusion and CLIP side by side, nothing learned: the paper's "SD + CLIP".
@@ -106,6 +127,7 @@ class ConcatenatedFeatures(Features):
         self.diffusion = DiffusionFeatures(encoder)
         self.clip = ClipFeatures(encoder)
         self.channels = self.diffusion.channels + self.clip.channels
+        self.stride = self.diffusion.stride
 
     def forward(self, image: Tensor) -> Tensor:
         """See `Features.forward`."""
@@ -151,6 +173,7 @@ class HogFeatures(Features):
     """
 
     channels = 36
+    stride = CELL
 
     def forward(self, image: Tensor) -> Tensor:
         """See `Features.forward`."""
@@ -180,6 +203,7 @@ class PixelFeatures(Features):
     """Darkness of the 8x8 pixels under every cell; the descriptor is the image at 16 px."""
 
     channels = CELL**2
+    stride = CELL
 
     def forward(self, image: Tensor) -> Tensor:
         """See `Features.forward`."""
@@ -196,6 +220,7 @@ class RandomFeatures(Features):
     """Noise: what the judgement gives to features that know nothing. Seeded, anew at each call."""
 
     channels = 64
+    stride = CELL
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -214,6 +239,27 @@ def pooled_descriptor(maps: Tensor) -> Tensor:
     A mean over the whole image would forget where things are.
     """
     return F.normalize(F.adaptive_avg_pool2d(maps.float(), GRID).flatten(1), dim=1)
+
+
+def pixel_similarity(features: Features, sketch: Tensor, photo: Tensor) -> Tensor:
+    """Cosine similarity of a sketch's mean descriptor with every pixel of a photo.
+
+    Args:
+        features: What both are compared by.
+        sketch: ``[B, 3, h, w]`` in -1..1.
+        photo: ``[B, 3, H, W]`` in -1..1.
+
+    Returns:
+        ``[B, H, W]`` in -1..1, bilinear between the centres of cells, float32 at least.
+    """
+    cells = features(photo)
+    # The head without anything learned.
+    head = QuerySegmentationHead(scale=1.0, threshold=0.0).to(photo.device)
+    size = (photo.shape[-2], photo.shape[-1])
+    similarity: Tensor = head(
+        features(sketch), cells, size, photo_stride=features.cell_size(photo, cells)
+    )
+    return similarity
 
 
 def join(maps: Sequence[Tensor]) -> Tensor:

@@ -33,8 +33,8 @@ from sketchfusion_plugins.frequency import (
     radial_log_amplitude,
     white_noise_share,
 )
-from sketchfusion_plugins.inference.answers import device_of, read_batches
-from sketchfusion_plugins.inference.picture_files import list_pictures
+from sketchfusion_plugins.inference.answers import device_of
+from sketchfusion_plugins.inference.picture_files import list_pictures, read_batches
 from sketchfusion_plugins.maps import all_maps
 from sketchfusion_plugins.problems import Problems
 

@@ -19,7 +19,8 @@ from sketchfusion_plugins import SketchFusionEncoder, preset
 from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, MisfitError, read_config
 from sketchfusion_plugins.checkpoint import adapter_state, fingerprint, load_adapters
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, WEIGHTS_FOLDER, bundled_weights
-from sketchfusion_plugins.inference.models import config_of, default_size, identify, open_model
+from sketchfusion_plugins.inference.identity import identify
+from sketchfusion_plugins.inference.models import config_of, default_size, open_model
 
 TINY, ADAPTERS, TOWER = "sketchfusion_tiny", "sketchfusion/tiny", "vit_tiny_conv16_128"
 FOLDER = WEIGHTS_FOLDER / "tiny"

@@ -25,7 +25,9 @@ from sketchfusion_plugins.features import (
     RandomFeatures,
     TimmFeatures,
     join,
+    pixel_similarity,
 )
+from sketchfusion_plugins.tasks.query_segmentation import QuerySegmentation
 
 SIZES = [(64, 64), (45, 99), (72, 40)]
 MODELS: dict[str, Callable[[Any], Features]] = {
@@ -227,3 +229,65 @@ def test_noise_is_seeded_and_never_repeats() -> None:
     state = torch.get_rng_state()
     model(images)
     assert torch.equal(torch.get_rng_state(), state), "the global generator is left alone"
+
+
+@pytest.mark.parametrize("size", [(100, 100), (45, 99)])
+@pytest.mark.parametrize("name", ["concatenated", "diffusion", "fused", "hog", "pixels", "random"])
+def test_cells_of_8_px_stay_so_at_any_size(
+    name: str, size: tuple[int, int], build: Any, sketches: Any
+) -> None:
+    model = RandomFeatures() if name == "random" else MODELS[name](build)
+    images = sketches(1, *size)
+    cells = model.eval()(images)
+    assert cells.shape[-2:] == (-(-size[0] // 8), -(-size[1] // 8))
+    assert model.cell_size(images, cells) == (8, 8)
+
+
+def test_clips_grid_spans_the_padded_image(build: Any, sketches: Any) -> None:
+    encoder, images = build(), sketches(1, 100, 45)
+    model = ClipFeatures(encoder)
+    cells = model(images)
+    assert torch.equal(cells, model(F.pad(images, (0, 3, 0, 4), mode="replicate")))
+    rows, columns = cells.shape[-2:]
+    assert model.cell_size(images, cells) == (104 / rows, 48 / columns)
+
+
+def test_maps_without_a_stride_span_their_image(sketches: Any) -> None:
+    model, images = TimmFeatures("resnet10t", pretrained=False), sketches(1, 64, 96)
+    assert model.cell_size(images, model.eval()(images)) == (32, 32)
+    assert model.cell_size(sketches(1, 50, 90), torch.zeros(1, 512, 2, 3)) == (25, 30)
+
+
+def test_similarity_of_pixels_is_placed_by_the_stride() -> None:
+    """At 100 px the sketch is like the first 6 of 13 columns of cells, 48 columns of pixels."""
+
+    class Halves(Features):
+        channels, stride = 2, 8
+
+        def forward(self, image: Tensor) -> Tensor:
+            cells = torch.zeros(len(image), 2, 13, 13)
+            cells[:, 0, :, :6] = cells[:, 1, :, 6:] = 1.0
+            # A white image is of one kind all over.
+            cells[(image == 1).flatten(1).all(1)] = torch.tensor([2.0, 0.0])[:, None, None]
+            return cells
+
+    similarity = pixel_similarity(Halves(), torch.ones(1, 3, 100, 100), torch.zeros(1, 3, 100, 100))
+    assert similarity.shape == (1, 100, 100)
+    # Bilinear between the centres of cells, 44 and 52 px.
+    torch.testing.assert_close(
+        similarity[0, 3, 40:56], 1 - (torch.arange(40.5, 56) - 44).clamp(0, 8) / 8
+    )
+    assert torch.equal(similarity[0] > 0.5, (torch.arange(100) < 48).expand(100, 100))
+
+
+def test_similarity_of_pixels_is_what_query_segmentation_learns_from(
+    build: Any, sketches: Any
+) -> None:
+    task = QuerySegmentation(build()).eval()
+    sketch, photo = sketches(1, 100), sketches(2, 100)[1:]
+    with torch.no_grad():
+        task.head.log_scale.zero_()
+        task.head.threshold.zero_()
+        torch.testing.assert_close(
+            pixel_similarity(task.features, sketch, photo), task(sketch, photo)
+        )

@@ -11,6 +11,10 @@ for pair in "recognition quickdraw:$drawings" "retrieval quickdraw-extended:$ext
   task=${pair%% *} source=${pair#* }
   sketchfusion train "$task" --data "$source" --model paper --iterations 20000 \
     --batch-size 32 --work-dir "runs/quickdraw-$task" --resume
-  sketchfusion evaluate "$task" --data "$source" --ladder \
-    --model "runs/quickdraw-$task/adapters" --out reports/quickdraw
 done
+sketchfusion evaluate recognition --data "quickdraw:$drawings" --ladder \
+  --model runs/quickdraw-recognition/adapters --out reports/quickdraw
+# Papers differ in the formulas of mAP and P@k.
+sketchfusion evaluate retrieval --data "quickdraw-extended:$extended" --ladder \
+  --definition standard --definition torchmetrics \
+  --model runs/quickdraw-retrieval/adapters --out reports/quickdraw

@@ -10,6 +10,10 @@ folder=${1:?usage: tuberlin.sh FOLDER}
 for task in recognition retrieval; do
   sketchfusion train "$task" --data "tuberlin:$folder" --model paper --iterations 20000 \
     --batch-size 32 --work-dir "runs/tuberlin-$task" --resume
-  sketchfusion evaluate "$task" --data "tuberlin:$folder" --ladder \
-    --model "runs/tuberlin-$task/adapters" --out reports/tuberlin
 done
+sketchfusion evaluate recognition --data "tuberlin:$folder" --ladder \
+  --model runs/tuberlin-recognition/adapters --out reports/tuberlin
+# Papers differ in the formulas of mAP and P@k.
+sketchfusion evaluate retrieval --data "tuberlin:$folder" --ladder \
+  --definition standard --definition torchmetrics \
+  --model runs/tuberlin-retrieval/adapters --out reports/tuberlin

@@ -51,7 +51,17 @@ def evaluate(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for TASK.json and TASK.md; goes on with what is there."),
+        typer.Option(
+            help="Folder for TASK.json and TASK.md; measures again only models that have changed."
+        ),
+    ] = None,
+    definitions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--definition",
+            help="Formula of retrieval's mAP@k and P@k: standard (the default), sake, zse-sbir or "
+            "torchmetrics; given several times, they are reported side by side.",
+        ),
     ] = None,
     size: SizeOption = None,
     limit: Annotated[
@@ -73,32 +83,27 @@ def evaluate(
     if not names:
         raise typer.BadParameter("name at least one model.", param_hint="--model")
     with errors_in_one_line():
-        from sketchfusion_plugins import __version__
         from sketchfusion_plugins.data.sources import load_task_data
-        from sketchfusion_plugins.evaluation.ladder import Builder, baselines
+        from sketchfusion_plugins.evaluation.ladder import Builder, baseline_identities, baselines
         from sketchfusion_plugins.evaluation.ladder import evaluate as judge
+        from sketchfusion_plugins.inference.identity import identity_of
         from sketchfusion_plugins.inference.models import (
             config_of,
             default_size,
             fresh_encoder,
-            identify,
             open_model,
         )
         from sketchfusion_plugins.inference.splits import split_seed as choose_split
 
         split = choose_split(names, data, split_seed)
-        about = {
-            "models": "; ".join(identify(name, weights) for name in names),
-            "seed": seed,
-            "split seed": split,
-            "sketchfusion_plugins": __version__,
-        }
+        about = {"split seed": split} if limit is None else {"split seed": split, "limit": limit}
+        identities = {name: identity_of(name, weights, dtype, seed) for name in names}
         rungs: dict[str, Builder] = {}
         if ladder:
             config = config_of(names[0], weights)
             if dtype is not None:
                 config = config.replace(foundation_dtype=dtype)
-            about["ladder"] = f"{config.weights} foundations"
+            identities = {**baseline_identities(config, seed), **identities}
             rungs = baselines(task, fresh_encoder(config, seed))
         loaded = load_task_data(task, data, size or default_size(names[0]), split, limit)
         for name in names:
@@ -107,10 +112,12 @@ def evaluate(
             loaded,
             rungs,
             about=about,
+            identities=identities,
             out=out,
             finished=_print_row,
             device=choose_device(device),
             batch_size=batch_size,
+            definition=definitions,
         )
     if as_json:
         typer.echo(json.dumps(report.as_json(), indent=1))

@@ -129,6 +129,9 @@ def train(
         "split seed": config.data.seed,
         "foundations": trained.encoder.config.weights,
     }
+    if config.task.name == "retrieval":
+        named = config.judge.get("definition") or "standard"
+        about["definition"] = named if isinstance(named, str) else " and ".join(named)
     report = Report(config.task.name, config.data.source, about, {str(adapters): row})
     if as_json:
         typer.echo(json.dumps({**report.as_json(), "adapters": str(adapters)}, indent=1))

@@ -97,8 +97,13 @@ def retrieval(
     size: int,
     seed: int,
     limit: int | None,
+    own_category: bool = False,
 ) -> TaskData:
-    """Retrieval in classes that training never saw: by class, or of the very photo among all."""
+    """Retrieval in classes that training never saw: by class, or of the very photo.
+
+    The very photo is searched among those of all these classes, with ``own_category`` among those
+    of the sketch's class.
+    """
     sketches, photos = (_first(pictures, limit) for pictures in load(_folder(source)))
     if by == "instance":
         sketches, photos = (
@@ -136,6 +141,7 @@ def retrieval(
         categories=tuple(unseen),
         measures=measures,
         label=by,
+        own_category=own_category,
     )
 
 
@@ -215,7 +221,7 @@ def query_segmentation(source: str, size: int, seed: int, limit: int | None) -> 
         fit=pairs(seen),
         test=pairs(unseen),
         categories=tuple(unseen),
-        measures=("mIoU", "pixel accuracy"),
+        measures=("foreground IoU", "mIoU", "pixel accuracy"),
     )
 
 

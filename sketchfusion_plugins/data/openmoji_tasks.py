@@ -108,7 +108,7 @@ def query_segmentation(source: str, size: int, seed: int, limit: int | None) -> 
         fit=OpenMojiScenes(train, seed=seed),
         test=OpenMojiScenes(test, seed=seed),
         categories=test.categories,
-        measures=("mIoU", "pixel accuracy"),
+        measures=("foreground IoU", "mIoU", "pixel accuracy"),
     )
 
 

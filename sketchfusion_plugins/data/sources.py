@@ -2,6 +2,9 @@
 
 A source is ``"openmoji"``, which needs no download, or ``"name:folder"``; ``SOURCES`` lists them by
 task. The layout of every folder is in the module of its data set.
+
+Fine-grained retrieval asks for the very photo: ``sketchy-fine`` and ``paired-fine`` search those of
+all held-out classes, ``sketchy-fine-category`` those of the sketch's own class, which is easier.
 """
 
 from __future__ import annotations
@@ -35,6 +38,13 @@ SOURCES: dict[str, dict[str, Loader]] = {
         "sketchy-25": partial(folder_tasks.retrieval, folder_tasks.sketchy, "sketchy_25", "label"),
         "sketchy-fine": partial(
             folder_tasks.retrieval, folder_tasks.sketchy, "sketchy_21", "instance"
+        ),
+        "sketchy-fine-category": partial(
+            folder_tasks.retrieval,
+            folder_tasks.sketchy,
+            "sketchy_21",
+            "instance",
+            own_category=True,
         ),
         "tuberlin": partial(folder_tasks.retrieval, folder_tasks.tuberlin, "tuberlin_30", "label"),
     },

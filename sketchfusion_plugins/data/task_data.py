@@ -32,6 +32,7 @@ class TaskData:
         categories: Names of the labels.
         measures: Names of the measures.
         label: What makes a retrieved picture right, ``"instance"`` or ``"label"``.
+        own_category: A query searches the gallery's pictures of its own ``label`` alone.
         protocol: Name of the correspondence protocol; empty for limits in percent of ``size``.
         split_seed: Seed of the split into what is trained on and what is judged; None if not known.
 
@@ -49,6 +50,7 @@ class TaskData:
     categories: tuple[str, ...] = ()
     measures: tuple[str, ...] = ()
     label: str = "instance"
+    own_category: bool = False
     protocol: str = ""
     split_seed: int | None = None
 

@@ -188,14 +188,13 @@ class Demonstration:
         else:
             square = Placement(self.size, self.size, self.size)
             start = spread_over_ink(pair[0].cpu(), square, POINTS)
-        stride = getattr(features_of(self.model), "stride", None)
-        strides = (self.size / maps.shape[2], self.size / maps.shape[3])
+        stride = features_of(self.model).cell_size(pair, maps)
         end = match_points(
             maps[:1],
             maps[1:],
             start[None].to(maps.device),
-            source_stride=stride or strides,
-            target_stride=stride or strides,
+            source_stride=stride,
+            target_stride=stride,
         )
         found = end[0].cpu().clamp(0, self.size)
         return start * (side / self.size), found * (part_side / self.size)

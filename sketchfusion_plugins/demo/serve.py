@@ -17,11 +17,11 @@ from sketchfusion_plugins.demo.answers import Demonstration
 from sketchfusion_plugins.demo.gallery import openmoji_gallery, own_gallery
 from sketchfusion_plugins.demo.legend import Legend
 from sketchfusion_plugins.inference.gallery import GalleryModel
+from sketchfusion_plugins.inference.identity import identify
 from sketchfusion_plugins.inference.models import (
     Weights,
     default_size,
     find_config,
-    identify,
     open_model,
 )
 

@@ -6,25 +6,23 @@ similarity; a linear probe and a threshold are fitted on the training part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from sketchfusion_plugins.data.task_data import Samples, TaskData, labelled_mask
 from sketchfusion_plugins.evaluation.report import Measured, Row
-from sketchfusion_plugins.features import Features
+from sketchfusion_plugins.features import Features, pixel_similarity
 from sketchfusion_plugins.heads.matching import match_points
-from sketchfusion_plugins.heads.query import pool_sketch
 from sketchfusion_plugins.heads.ridge import RidgeClassifier
 from sketchfusion_plugins.metrics.correspondence import PROTOCOLS, Protocol, key_point_scores
 from sketchfusion_plugins.metrics.query_segmentation import query_segmentation_scores
 from sketchfusion_plugins.metrics.recognition import top_k_correct
-from sketchfusion_plugins.metrics.retrieval import score_embeddings
+from sketchfusion_plugins.metrics.retrieval import DEFINITIONS, score_embeddings
 from sketchfusion_plugins.tasks.base import Task
 
 # Pairs that a threshold is fitted on, and thresholds tried.
@@ -41,9 +39,15 @@ class Judge:
         batch_size: Images, or pairs, per step.
         workers: Processes that load data.
         progress: Show progress bars, when standard error is a terminal.
+        definition: What mAP@k and P@k of retrieval are computed by, one or several names of
+            `sketchfusion_plugins.metrics.retrieval.DEFINITIONS`; several are told apart in the
+            names of measures. None for "standard".
 
     Raises:
-        ValueError: Unknown task.
+        ValueError: Unknown task or definition, or a definition for another task than retrieval.
+
+    Attributes:
+        definitions: Names of the definitions; empty where the task has none.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Judge:
         batch_size: int = 16,
         workers: int = 0,
         progress: bool = True,
+        definition: str | Sequence[str] | None = None,
     ) -> None:
         self.data = data
         self.device = torch.device(device)
@@ -66,6 +71,7 @@ class Judge:
         if data.task not in judges:
             raise ValueError(f"unknown task {data.task!r}; choose one of {', '.join(judges)}.")
         self._judge = judges[data.task]
+        self.definitions = _definitions(data.task, definition)
 
     @torch.inference_mode()
     def __call__(self, model: Task | Features) -> Row:
@@ -102,8 +108,8 @@ class Judge:
         else:
             if self.data.fit is None:
                 raise ValueError("these data have no part to fit a probe on.")
-            train, train_labels = self._descriptors(model, self.data.fit)
-            test, truth = self._descriptors(model, self.data.test)
+            train, train_labels = self._descriptors(model, self.data.fit, "label")
+            test, truth = self._descriptors(model, self.data.test, "label")
             ridge = RidgeClassifier.fit(train.numpy(), train_labels.numpy(), len(self.classes))
             scores = torch.from_numpy(ridge.scores(test.numpy()))
         return {
@@ -118,10 +124,36 @@ class Judge:
 
     def _retrieval(self, model: Task | Features) -> Row:
         assert self.data.gallery is not None
-        queries, query_labels = self._descriptors(model, self.data.test, self.data.label)
-        gallery, labels = self._descriptors(model, self.data.gallery, self.data.label)
-        scores = score_embeddings(queries, gallery, query_labels, labels, self.data.measures)
-        return {name: Measured.of(values) for name, values in scores.values.items()}
+        names = (self.data.label, "label") if self.data.own_category else (self.data.label,)
+        queries, *query_labels = self._descriptors(model, self.data.test, *names)
+        gallery, *labels = self._descriptors(model, self.data.gallery, *names)
+        # Slices copy nothing of a large gallery.
+        parts: list[tuple[Any, Any]] = [(slice(None), slice(None))]
+        if self.data.own_category:
+            categories = query_labels[-1].unique()
+            parts = [(query_labels[-1] == own, labels[-1] == own) for own in categories]
+        found: Row = {}
+        for definition in self.definitions:
+            scores = [
+                score_embeddings(
+                    queries[asking],
+                    gallery[searched],
+                    query_labels[0][asking],
+                    labels[0][searched],
+                    self.data.measures,
+                    definition,
+                ).values
+                for asking, searched in parts
+            ]
+            for measure in self.data.measures:
+                values = torch.cat([part[measure] for part in scores])
+                found[self._name(measure, definition)] = Measured.of(values)
+        return found
+
+    def _name(self, measure: str, definition: str) -> str:
+        """A measure's name; Acc@k is the same by all definitions."""
+        alone = len(self.definitions) == 1 or measure.startswith("Acc@")
+        return measure if alone else f"{measure} ({definition})"
 
     def _correspondence(self, model: Task | Features) -> Row:
         protocol = PROTOCOLS.get(self.data.protocol) or Protocol(
@@ -141,8 +173,8 @@ class Judge:
                     source_map,
                     target_map,
                     points,
-                    source_stride=_stride(source, source_map),
-                    target_stride=_stride(target, target_map),
+                    source_stride=model.cell_size(source, source_map),
+                    target_stride=model.cell_size(target, target_map),
                     visible=visible,
                 )
             size = (target.shape[-2], target.shape[-1])
@@ -162,7 +194,7 @@ class Judge:
             count = min(FITTED_PAIRS, len(self.data.fit))  # type: ignore[arg-type]
             threshold = fit_threshold(
                 [
-                    (_similarity(model, batch), labelled_mask(batch))
+                    (pixel_similarity(model, batch["sketch"], batch["photo"]), labelled_mask(batch))
                     for batch in self._batches(Subset(self.data.fit, range(count)), "fitting")
                 ]
             )
@@ -171,24 +203,27 @@ class Judge:
             if isinstance(model, Task):
                 predicted = model(batch["sketch"], batch["photo"]) > 0
             else:
-                predicted = _similarity(model, batch) > threshold
+                predicted = pixel_similarity(model, batch["sketch"], batch["photo"]) > threshold
             scores = query_segmentation_scores(predicted, labelled_mask(batch))
             total = scores if total is None else total + scores
         assert total is not None
         return {
-            "mIoU": Measured.of(total.foreground_iou),
+            "foreground IoU": Measured.of(total.foreground_iou),
+            "mIoU": Measured.of(total.mean_iou),
             "pixel accuracy": Measured.of(total.pixel_accuracy),
         }
 
     def _descriptors(
-        self, model: Task | Features, data: Samples, label: str = "label"
-    ) -> tuple[Tensor, Tensor]:
+        self, model: Task | Features, data: Samples, *labels: str
+    ) -> tuple[Tensor, ...]:
+        """Descriptors ``[N, D]``, and labels of each name ``[N]``."""
         describe = model if isinstance(model, Task) else model.describe
-        found, labels = [], []
+        found = []
         for batch in self._batches(data, "describing"):
-            found.append(describe(batch["image"]).float().cpu())
-            labels.append(batch[label].cpu())
-        return torch.cat(found), torch.cat(labels)
+            found.append((describe(batch["image"]).float(), *(batch[name] for name in labels)))
+        return tuple(
+            torch.cat([part.cpu() for part in parts]) for parts in zip(*found, strict=True)
+        )
 
     def _batches(self, data: Samples, what: str) -> Iterator[dict[str, Any]]:
         from tqdm import tqdm
@@ -227,17 +262,19 @@ def fit_threshold(pairs: list[tuple[Tensor, Tensor]]) -> float:
     return float(candidates[int(np.argmax(scores))])
 
 
-def _similarity(model: Features, batch: dict[str, Any]) -> Tensor:
-    """Cosine similarity of the sketch's mean descriptor with the photo's pixels, ``[B, H, W]``."""
-    descriptor = pool_sketch(model(batch["sketch"]))
-    cells = F.normalize(model(batch["photo"]).float(), dim=1)
-    cosine = torch.einsum("bc,bchw->bhw", descriptor, cells)[:, None]
-    return F.interpolate(cosine, batch["photo"].shape[-2:], mode="bilinear")[:, 0]
-
-
-def _stride(image: Tensor, cells: Tensor) -> tuple[float, float]:
-    """Pixels per cell of a map that spans its image."""
-    return image.shape[-2] / cells.shape[-2], image.shape[-1] / cells.shape[-1]
+def _definitions(task: str, definition: str | Sequence[str] | None) -> tuple[str, ...]:
+    if task != "retrieval":
+        if definition:
+            raise ValueError(
+                f"a definition is of retrieval's mAP@k and P@k, got {definition!r} for {task}. "
+                "Leave it out."
+            )
+        return ()
+    names = (definition,) if isinstance(definition, str) else tuple(definition or ("standard",))
+    unknown = [name for name in names if name not in DEFINITIONS]
+    if unknown:
+        raise ValueError(f"unknown definition {unknown[0]!r}; known: {', '.join(DEFINITIONS)}.")
+    return tuple(dict.fromkeys(names))
 
 
 def _device(model: nn.Module) -> torch.device:

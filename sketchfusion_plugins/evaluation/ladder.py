@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sketchfusion_plugins import __version__
+from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.data.task_data import TaskData
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.evaluation.judge import Judge, SamePlace
-from sketchfusion_plugins.evaluation.report import Report, Row, read_rows
+from sketchfusion_plugins.evaluation.report import Identity, Report, Row, read_report
 from sketchfusion_plugins.features import (
     ClipFeatures,
     ConcatenatedFeatures,
@@ -46,11 +50,29 @@ def baselines(task: str, encoder: SketchFusionEncoder) -> dict[str, Builder]:
     return rungs
 
 
+def baseline_identities(config: EncoderConfig, seed: int) -> dict[str, Identity]:
+    """What tells measurements of `baselines` apart, of the rungs that an encoder is needed for.
+
+    Args:
+        config: The encoder's configuration.
+        seed: Seed of its adapters.
+    """
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+    frozen = {
+        "foundations": config.weights,
+        "dtype": config.foundation_dtype,
+        "config": digest,
+    }
+    fused = {**frozen, "seed": seed}
+    return {"CLIP": frozen, "SD": frozen, "SD + CLIP": frozen, "fused, untrained": fused}
+
+
 def evaluate(
     data: TaskData,
     models: Mapping[str, Builder],
     *,
     about: Mapping[str, Any] | None = None,
+    identities: Mapping[str, Identity] | None = None,
     out: Path | None = None,
     finished: Callable[[str, Row], None] | None = None,
     **options: Any,
@@ -60,30 +82,41 @@ def evaluate(
     Args:
         data: Data of the task.
         models: How to build each model, by the name that the report gives it.
-        about: What the report says beside the numbers of items.
+        about: What the report says of the data beside the numbers of items.
+        identities: What tells one measurement of a model from another, by the model's name: its
+            weights, their precision. This package's version is added.
         out: Folder for ``TASK.json`` and ``TASK.md``, written after every model. What a report
-            there has measured on the same data is not measured again, and stays in it.
+            there says of models with other names stays in it; what it says of a model of the same
+            name and identity is not measured again.
         finished: Called with every model's name and measures.
         options: See `sketchfusion_plugins.evaluation.judge.Judge`.
 
     Raises:
         OSError: The folder cannot be written.
-        ValueError: The folder holds a report on other data.
+        ValueError: The folder holds a report on other data, or by another definition.
     """
-    counts = {"n": len(data.test)}  # type: ignore[arg-type]
+    judge = Judge(data, **options)
+    known: dict[str, Any] = {"n": len(data.test)}  # type: ignore[arg-type]
     if data.gallery is not None:
-        counts["gallery"] = len(data.gallery)  # type: ignore[arg-type]
-    report = Report(data.task, data.source, {**counts, "size": data.size, **(about or {})})
-    measured: dict[str, Row] = {}
+        known["gallery"] = len(data.gallery)  # type: ignore[arg-type]
+    known["size"] = data.size
+    if judge.definitions:
+        known["definition"] = " and ".join(judge.definitions)
+    report = Report(data.task, data.source, {**known, **(about or {})})
     done: dict[str, Row] = {}
     if out is not None and (out / f"{data.task}.json").exists():
-        done = read_rows(out / f"{data.task}.json", report)
-    judge = Judge(data, **options)
+        before = read_report(out / f"{data.task}.json", report)
+        done, report.identities = before.rows, before.identities
+    measured: dict[str, Row] = {}
     for name, build in models.items():
-        row = done.pop(name, None) or judge(build())
+        identity = {**(identities or {}).get(name, {}), "sketchfusion_plugins": __version__}
+        row = done.pop(name, None)
+        if row is None or report.identities[name] != identity:
+            row = judge(build())
+            report.identities[name] = identity
         # What waits for its turn stays in the file: the next model may be the one that fails.
-        report.rows = {**measured, name: row, **done}
         measured[name] = row
+        report.rows = {**measured, **done}
         if out is not None:
             report.write(out)
         if finished is not None:

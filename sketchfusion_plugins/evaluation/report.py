@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +63,8 @@ class Measured:
 
 
 Row = dict[str, Measured]
+# What tells one measurement of a model from another; JSON values.
+Identity = dict[str, Any]
 
 
 @dataclass
@@ -72,14 +74,17 @@ class Report:
     Attributes:
         task: Name of the task.
         source: Where the data came from.
-        about: What else one must know to repeat it: sizes, seeds, versions.
+        about: What else one must know of the data, for all models: sizes, split, formulas.
         rows: Measures by name, by model.
+        identities: What else one must know of a model to measure it again, by model: weights,
+            precision, versions. Nothing where it is left out.
     """
 
     task: str
     source: str
     about: dict[str, Any]
     rows: dict[str, Row] = field(default_factory=dict)
+    identities: dict[str, Identity] = field(default_factory=dict)
 
     @property
     def measures(self) -> Sequence[str]:
@@ -94,8 +99,8 @@ class Report:
         for model, row in self.rows.items():
             cells = (str(row[name]) if name in row else "" for name in names)
             lines.append(f"| {model} | " + " | ".join(cells) + " |")
-        about = ", ".join(f"{key} {value}" for key, value in self.about.items())
-        return "\n".join([*lines, "", f"95 % intervals in brackets; {about}."]) + "\n"
+        lines += ["", f"95 % intervals in brackets; {_listed(self.about)}."]
+        return "\n".join([*lines, *(f"\n{line}" for line in self._measured_as())]) + "\n"
 
     def as_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -103,6 +108,7 @@ class Report:
             "task": self.task,
             "source": self.source,
             "about": self.about,
+            "identities": {model: self.identities.get(model, {}) for model in self.rows},
             "rows": {
                 model: {name: vars(measured) for name, measured in row.items()}
                 for model, row in self.rows.items()
@@ -113,14 +119,22 @@ class Report:
         """A table for the terminal."""
         from rich.table import Table
 
-        about = ", ".join(f"{key} {value}" for key, value in self.about.items())
-        table = Table(title=f"{self.task}, {self.source}", caption=about)
+        caption = "\n".join([_listed(self.about), *self._measured_as()])
+        table = Table(title=f"{self.task}, {self.source}", caption=caption)
         table.add_column("model")
         for name in self.measures:
             table.add_column(name, justify="right")
         for model, row in self.rows.items():
             table.add_row(model, *(str(row.get(name, "")) for name in self.measures))
         return table
+
+    def _measured_as(self) -> list[str]:
+        """Identities, each with the models that share it."""
+        models: dict[str, list[str]] = {}
+        for model in self.rows:
+            if self.identities.get(model):
+                models.setdefault(_listed(self.identities[model]), []).append(model)
+        return [f"{', '.join(names)}: {identity}." for identity, names in models.items()]
 
     def write(self, folder: Path) -> None:
         """Write ``TASK.json`` and ``TASK.md`` to a folder, atomically.
@@ -132,25 +146,45 @@ class Report:
         write_text(self.markdown(), folder / f"{self.task}.md")
 
 
-def read_rows(path: Path, report: Report) -> dict[str, Row]:
-    """Rows of a report that `Report.write` wrote, if it is on the same data as another.
+def read_report(path: Path, expected: Report) -> Report:
+    """A report that `Report.write` wrote, if it is on the same data as another.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no report, or on other data.
+        ValueError: It is no report, one of an earlier form, or on other data.
     """
+    advice = "Choose another folder, or delete it."
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        rows = {
-            model: {name: Measured(**measured) for name, measured in row.items()}
-            for model, row in found.pop("rows").items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no report of ours: {error!r}.") from error
-    expected = report.as_json()
-    del expected["rows"]
-    if found != expected:
-        raise ValueError(
-            f"{path} reports on {found}, expected {expected}. Choose another folder, or delete it."
+        report = Report(
+            found["task"],
+            found["source"],
+            dict(found["about"]),
+            {
+                model: {name: Measured(**measured) for name, measured in row.items()}
+                for model, row in found["rows"].items()
+            },
         )
-    return rows
+        early = "identities" not in found
+        if not early:
+            report.identities = {model: dict(found["identities"][model]) for model in report.rows}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no report of ours: {error!r}. {advice}") from error
+    if early:
+        raise ValueError(
+            f"{path} is of an earlier version and does not say how each row was measured. {advice}"
+        )
+    got, asked = (
+        {"task": one.task, "source": one.source, **one.about} for one in (report, expected)
+    )
+    differing = [name for name in {**asked, **got} if got.get(name) != asked.get(name)]
+    if differing:
+        first, second = (
+            ", ".join(f"{name} {values.get(name)}" for name in differing) for values in (got, asked)
+        )
+        raise ValueError(f"{path} reports on {first}, expected {second}. {advice}")
+    return report
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())

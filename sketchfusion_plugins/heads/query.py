@@ -123,7 +123,7 @@ def ink_cells(
     Args:
         sketch: Sketches on white, ``[B, 1 | 3, H, W]`` in -1..1.
         cells: Rows and columns of the map.
-        stride: Whole pixels per cell of the map, whose last cells may reach beyond the sketch;
+        stride: Pixels per cell of the map, whose last cells may reach beyond the sketch;
             None where the map spans the sketch exactly.
         paper: Pixels are ink where a channel is darker than this, in -1..1.
 

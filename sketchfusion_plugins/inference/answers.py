@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sketchfusion_plugins.features import Features
+from sketchfusion_plugins.features import Features, pixel_similarity
 from sketchfusion_plugins.heads.cells import sample_descriptors
 from sketchfusion_plugins.heads.matching import Matches, match_mutually, match_points
-from sketchfusion_plugins.heads.query import PAPER, QuerySegmentationHead, ink_cells
+from sketchfusion_plugins.heads.query import PAPER, ink_cells
 from sketchfusion_plugins.images import to_tensor
-from sketchfusion_plugins.inference.picture_files import read_pictures
+from sketchfusion_plugins.inference.picture_files import read_batches
 from sketchfusion_plugins.inference.placement import Placement
 from sketchfusion_plugins.problems import Problems
 from sketchfusion_plugins.tasks.base import Task
@@ -158,13 +158,13 @@ def match_pictures(
     origin, goal = (Placement(*image.size, size) for image in (sketch, photo))
     features = features_of(model)
     source_map, target_map = features(source).float(), features(target).float()
-    source_stride = _stride(features, source, source_map)
-    target_stride = _stride(features, target, target_map)
+    source_stride = features.cell_size(source, source_map)
+    target_stride = features.cell_size(target, target_map)
     if mutual:
         found = match_mutually(
             source_map, target_map, source_stride=source_stride, target_stride=target_stride
         )[0]
-        ink = ink_cells(source, source_map.shape[2:], getattr(features, "stride", None))[0]
+        ink = ink_cells(source, source_map.shape[2:], source_stride)[0]
         columns, rows = (found.source / found.source.new_tensor(source_stride[::-1])).long().T
         kept = ink[rows, columns] & origin.inside(found.source) & goal.inside(found.target)
         start, end, score = (values[kept][:count] for values in found)
@@ -224,12 +224,8 @@ def segment_picture(
             f"{_kind(model)} has learned no threshold; give a cosine, -1 to 1, got {threshold}. Or "
             "train a model with: sketchfusion train query_segmentation"
         )
-    features = features_of(model)
-    # The head without anything learned: the logit is how far the cosine lies above the threshold.
-    head = QuerySegmentationHead(scale=1.0, threshold=threshold).to(source.device)
-    stride = getattr(features, "stride", None)
-    logits = head(features(source), features(target), (size, size), photo_stride=stride)
-    return placement.enlarge(logits[0].cpu()) > 0
+    cosine = pixel_similarity(features_of(model), source, target)
+    return placement.enlarge(cosine[0].cpu() - threshold) > 0
 
 
 def spread_over_ink(sketch: Tensor, placement: Placement, count: int) -> Tensor:
@@ -259,33 +255,6 @@ def spread_over_ink(sketch: Tensor, placement: Placement, count: int) -> Tensor:
     return torch.stack(chosen)
 
 
-def read_batches(
-    paths: Sequence[Path],
-    size: int,
-    problems: Problems,
-    batch_size: int,
-    what: str,
-    progress: bool = True,
-) -> Iterator[tuple[list[Path], Tensor]]:
-    """Readable files and their images ``[B, 3, size, size]``, batch by batch.
-
-    Raises:
-        ValueError: ``batch_size`` is below 1.
-    """
-    from tqdm import tqdm
-
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    hidden = None if progress else True
-    with tqdm(total=len(paths), desc=what, unit="picture", disable=hidden, leave=False) as bar:
-        for start in range(0, len(paths), batch_size):
-            part = paths[start : start + batch_size]
-            readable, images = read_pictures(part, size, problems)
-            if images is not None:
-                yield readable, images
-            bar.update(len(part))
-
-
 def features_of(model: Model) -> Features:
     """A model's map, without its head."""
     return model.features if isinstance(model, Task) else model
@@ -303,14 +272,6 @@ def _kind(model: Model) -> str:
 
 def _square(model: Model, image: Image.Image, size: int) -> Tensor:
     return to_tensor(image, size)[None].to(device_of(model))
-
-
-def _stride(features: Features, image: Tensor, cells: Tensor) -> tuple[float, float]:
-    """Pixels per cell: the encoder's own, else those of a map that spans its image."""
-    stride = getattr(features, "stride", None)
-    if stride is not None:
-        return float(stride), float(stride)
-    return image.shape[-2] / cells.shape[-2], image.shape[-1] / cells.shape[-1]
 
 
 def _checked_points(points: Tensor, sketch: Image.Image) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, read_config, read_image_size, read_task
+from sketchfusion_plugins.adapter_file import read_config, read_image_size, read_task
 from sketchfusion_plugins.checkpoint import adapter_state, fingerprint
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.encoder import SketchFusionEncoder
@@ -34,7 +34,6 @@ from sketchfusion_plugins.features import (
     PixelFeatures,
     TimmFeatures,
 )
-from sketchfusion_plugins.hub import bundled_weights
 from sketchfusion_plugins.presets import PRESETS
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import load_task
@@ -196,27 +195,6 @@ def default_size(name: str) -> int:
             if PRESETS[TAG_PRESETS[tag]].diffusion.source == source:
                 return int(values.input_size[-1])
     return BASE_SIZE
-
-
-def identify(name: str, weights: Weights = "pretrained") -> str:
-    """A name with what must be the same to repeat a measurement; nothing large is loaded.
-
-    Raises:
-        CheckpointError: The checkpoint is damaged.
-        OSError: There is none.
-        ValueError: Unknown name.
-    """
-    if name in PLAIN:
-        return name
-    if _is_plain(name):
-        return f"{name} ({weights})"
-    foundations = f"{config_of(name, weights).weights} foundations"
-    if not is_checkpoint(name):
-        return f"{name} ({foundations})"
-    file = (bundled_weights(name) or Path(name).expanduser()) / WEIGHTS_FILE
-    if not file.is_file():
-        return f"{name} ({foundations})"
-    return f"{name} ({foundations}, adapters {hashlib.sha256(file.read_bytes()).hexdigest()[:8]})"
 
 
 def model_fingerprint(model: nn.Module) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,33 @@ def read_pictures(
             images.append(to_tensor(open_image(path), size))
             readable.append(path)
     return readable, torch.stack(images) if images else None
+
+
+def read_batches(
+    paths: Sequence[Path],
+    size: int,
+    problems: Problems,
+    batch_size: int,
+    what: str,
+    progress: bool = True,
+) -> Iterator[tuple[list[Path], Tensor]]:
+    """Readable files and their images ``[B, 3, size, size]``, batch by batch.
+
+    Raises:
+        ValueError: ``batch_size`` is below 1.
+    """
+    from tqdm import tqdm
+
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    hidden = None if progress else True
+    with tqdm(total=len(paths), desc=what, unit="picture", disable=hidden, leave=False) as bar:
+        for start in range(0, len(paths), batch_size):
+            part = paths[start : start + batch_size]
+            readable, images = read_pictures(part, size, problems)
+            if images is not None:
+                yield readable, images
+            bar.update(len(part))
 
 
 def check_png(path: Path | None) -> None:

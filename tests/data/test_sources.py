@@ -31,6 +31,7 @@ LAYOUTS = {
     "sketchy": "sketchy",
     "sketchy-25": "sketchy",
     "sketchy-fine": "sketchy",
+    "sketchy-fine-category": "sketchy",
     "tuberlin": "tuberlin",
 }
 PROTOCOLS = {
@@ -38,11 +39,12 @@ PROTOCOLS = {
     "sketchy": "sketchy_21",
     "sketchy-25": "sketchy_25",
     "sketchy-fine": "sketchy_21",
+    "sketchy-fine-category": "sketchy_21",
     "tuberlin": "tuberlin_30",
 }
 MEASURES = {
     "recognition": ("Acc@1", "Acc@5"),
-    "query_segmentation": ("mIoU", "pixel accuracy"),
+    "query_segmentation": ("foreground IoU", "mIoU", "pixel accuracy"),
     "correspondence": ("PCK@1", "PCK@5", "PCK@10"),
 }
 ALL = [(task, name) for task, names in SOURCES.items() for name in names]
@@ -265,6 +267,7 @@ def test_retrieval_searches_classes_that_training_never_saw(
         assert (matches.sum(1) == 1).all(), "every sketch asks for one photo"
         assert all(p.instance is not None for p in data.gallery.pictures)
         assert data.measures == ("Acc@1", "Acc@5", "Acc@10")
+        assert data.own_category == name.endswith("-category")
 
 
 @pytest.mark.parametrize("task", ["retrieval", "query_segmentation", "correspondence"])

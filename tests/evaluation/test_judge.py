@@ -19,8 +19,10 @@ from sketchfusion_plugins.data.task_data import TaskData
 from sketchfusion_plugins.evaluation.judge import Judge, SamePlace, fit_threshold
 from sketchfusion_plugins.evaluation.report import Measured
 from sketchfusion_plugins.features import Features, PixelFeatures
+from sketchfusion_plugins.metrics.correspondence import key_point_scores
 from sketchfusion_plugins.metrics.intervals import wilson
 from sketchfusion_plugins.tasks.base import Task
+from sketchfusion_plugins.tasks.correspondence import Correspondence
 
 SIDE = 16
 
@@ -252,6 +254,55 @@ def test_retrieval_describes_plain_features(retrieval: TaskData) -> None:
     assert judge(retrieval)(places)["Acc@1"].value == 1
 
 
+def test_definitions_of_average_precision(retrieval: TaskData) -> None:
+    """All alike, so that the gallery's order counts: labels 1, 1, 0, 0, 2."""
+    data = replace(retrieval, label="label", measures=("Acc@1", "mAP@3", "P@3"))
+    same = Answers("retrieval", lambda images: torch.ones(len(images), 2))
+    # Of two relevant pictures, queries of label 0 find one at rank 3, those of label 1 both.
+    standard, found = [1 / 6, 1 / 6, 1, 1], [1 / 3, 1 / 3, 1, 1]
+    row = judge(data)(same)
+    assert list(row) == ["Acc@1", "mAP@3", "P@3"]
+    assert row["mAP@3"] == Measured.of(standard)
+    assert judge(data, definition="torchmetrics")(same)["mAP@3"] == Measured.of(found)
+    both = judge(data, definition=["standard", "torchmetrics"])(same)
+    assert list(both) == [
+        "Acc@1",
+        "mAP@3 (standard)",
+        "P@3 (standard)",
+        "mAP@3 (torchmetrics)",
+        "P@3 (torchmetrics)",
+    ]
+    assert both["mAP@3 (standard)"] == Measured.of(standard)
+    assert both["mAP@3 (torchmetrics)"] == Measured.of(found)
+    assert both["Acc@1"] == row["Acc@1"] == Measured.of([0, 0, 1, 1])
+
+
+def test_definitions_that_there_are_not(retrieval: TaskData, recognition: TaskData) -> None:
+    with pytest.raises(ValueError, match="unknown definition 'voc'; known: standard, sake"):
+        judge(retrieval, definition=["standard", "voc"])
+    with pytest.raises(ValueError, match=r"retrieval's mAP@k and P@k, got 'sake' for recognition"):
+        judge(recognition, definition="sake")
+    assert judge(retrieval).definitions == ("standard",)
+    assert judge(recognition).definitions == ()
+
+
+def test_search_within_the_querys_own_category(retrieval: TaskData) -> None:
+    """Embeddings tell a picture's place in its category, not the category itself."""
+
+    def embed_place(images: Tensor) -> Tensor:
+        return F.one_hot((value(images) * 10).round().long() % 2, 2).float()
+
+    model = Answers("retrieval", embed_place)
+    # Among all, in the gallery's order 3, 2, 1, 0, 5: the first of its place is another category's
+    # for 0 and 1.
+    assert judge(retrieval)(model)["Acc@1"] == Measured.of([0, 0, 1, 1])
+    within = replace(retrieval, own_category=True)
+    assert judge(within)(model)["Acc@1"] == Measured.of([1, 1, 1, 1])
+    same = Answers("retrieval", lambda images: torch.ones(len(images), 2))
+    # Categories 0 and 1, whose galleries are 1, 0 and 3, 2.
+    assert judge(within)(same)["mAP@all"] == Measured.of([1 / 2, 1, 1 / 2, 1])
+
+
 @pytest.fixture
 def correspondence() -> TaskData:
     size = 100
@@ -318,6 +369,61 @@ def test_plain_features_match_by_similarity(correspondence: TaskData) -> None:
     assert judge(data)(Maps(where))["PCK@5"].value == 1
 
 
+def test_cells_that_reach_beyond_the_image_are_placed_by_their_stride(
+    correspondence: TaskData,
+) -> None:
+    """13 cells of 8 px at 100 px; what is in a cell of the source is 3 cells further right."""
+
+    def moved(images: Tensor) -> Tensor:
+        cells = torch.eye(13 * 13).reshape(169, 13, 13)
+        shift = (images[:, 0, 0, 0] * 3).round().int().tolist()
+        return torch.stack([cells.roll(columns, dims=2) for columns in shift])
+
+    start = torch.tensor([[4.0, 4.0], [12.0, 92.0], [68.0, 52.0]])
+    item = {
+        "source": torch.zeros(3, 100, 100),
+        "target": torch.ones(3, 100, 100),
+        "source_points": start,
+        "target_points": start + torch.tensor([24.0, 0.0]),
+        "visible": torch.tensor([True, True, True]),
+    }
+    # To 1 % of the image, which is 1 px.
+    data = replace(correspondence, test=Listed([item, item]), protocol="pscnet")
+    strided = Maps(moved)
+    strided.stride = 8
+    assert judge(data)(strided)["PCK@1"].value == 1
+    assert judge(data)(Maps(moved))["PCK@1"].value < 1, "as if 13 cells spanned 100 px"
+
+
+def test_plain_features_and_a_task_on_them_place_points_alike(build: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    items = [
+        {
+            "source": torch.rand(3, 100, 100, generator=generator) * 2 - 1,
+            "target": torch.rand(3, 100, 100, generator=generator) * 2 - 1,
+            "source_points": torch.rand(6, 2, generator=generator) * 100,
+            "target_points": torch.rand(6, 2, generator=generator) * 100,
+            "visible": torch.ones(6, dtype=torch.bool),
+        }
+        for _ in range(4)
+    ]
+    data = TaskData("correspondence", "here", 100, None, Listed(items))
+    task = Correspondence(build()).eval()
+    judged = judge(data)
+    places: list[Tensor] = []
+
+    def keep(found: Tensor, *arguments: Any) -> Any:
+        places.append(found)
+        return key_point_scores(found, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sketchfusion_plugins.evaluation.judge.key_point_scores", keep)
+        judged(task)
+        judged(task.features)
+    by_task, by_features = torch.cat(places[:2]), torch.cat(places[2:])
+    torch.testing.assert_close(by_features, by_task, atol=1e-3, rtol=0)
+
+
 @pytest.fixture
 def query_segmentation() -> TaskData:
     """The left half is meant; in the second item its upper half is not labelled."""
@@ -338,7 +444,11 @@ def query_segmentation() -> TaskData:
 def test_query_segmentation_by_hand(query_segmentation: TaskData) -> None:
     perfect = Answers("query_segmentation", lambda sketch, photo: photo[:, 0])
     row = judge(query_segmentation)(perfect)
-    assert row["mIoU"].value == row["pixel accuracy"].value == 1
+    assert {name: measured.value for name, measured in row.items()} == {
+        "foreground IoU": 1,
+        "mIoU": 1,
+        "pixel accuracy": 1,
+    }
 
     def upper(sketch: Tensor, photo: Tensor) -> Tensor:
         logits = torch.full((len(photo), SIDE, SIDE), -1.0)
@@ -346,8 +456,10 @@ def test_query_segmentation_by_hand(query_segmentation: TaskData) -> None:
         return logits
 
     row = judge(query_segmentation)(Answers("query_segmentation", upper))
-    # First: a quarter of the picture is right, of three quarters; second: nothing is found.
-    assert row["mIoU"] == Measured.of([1 / 3, 0])
+    # First: a quarter of the picture is right, of three quarters; second: nothing is found, and
+    # half of the labelled part is taken for background, rightly in half of it.
+    assert row["foreground IoU"] == Measured.of([1 / 3, 0])
+    assert row["mIoU"] == Measured.of([1 / 3, 1 / 4])
     assert row["pixel accuracy"] == Measured.of([1 / 2, 1 / 2])
 
 
@@ -356,7 +468,7 @@ def test_plain_features_segment_above_a_fitted_threshold(query_segmentation: Tas
         return torch.cat([F.avg_pool2d(images[:, :1], 2), torch.ones(len(images), 1, 8, 8)], 1)
 
     row = judge(query_segmentation)(Maps(sign))
-    assert row["mIoU"].value == 1
+    assert row["foreground IoU"].value == row["mIoU"].value == 1
     with pytest.raises(ValueError, match="no part to fit a threshold on"):
         judge(replace(query_segmentation, fit=None))(Maps(sign))
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.data.task_data import TaskData
 from sketchfusion_plugins.evaluation.judge import SamePlace
-from sketchfusion_plugins.evaluation.ladder import baselines, evaluate
+from sketchfusion_plugins.evaluation.ladder import baseline_identities, baselines, evaluate
 from sketchfusion_plugins.evaluation.report import Row
 from sketchfusion_plugins.features import (
     ClipFeatures,
@@ -103,7 +104,13 @@ def test_every_rung_is_measured(build: Any, data: TaskData) -> None:
         finished=lambda name, row: finished.append((name, row)),
         **QUIET,
     )
-    assert report.about == {"n": 6, "gallery": 8, "size": 32, "seed": 0}
+    assert report.about == {
+        "n": 6,
+        "gallery": 8,
+        "size": 32,
+        "definition": "standard",
+        "seed": 0,
+    }
     assert finished == list(report.rows.items()) and len(finished) == 7
     assert report.rows["pixels"]["Acc@1"].value == 1, "the gallery holds the queries"
     assert all(row["Acc@1"].count == 6 for row in report.rows.values())
@@ -155,3 +162,86 @@ def test_reports_on_other_data_are_kept(data: TaskData, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Choose another folder"):
         evaluate(data, {"first": PixelFeatures}, about={"seed": 1}, out=tmp_path, **QUIET)
     assert (tmp_path / "retrieval.json").read_bytes() == before
+
+
+def test_reports_by_another_definition_are_kept(data: TaskData, tmp_path: Path) -> None:
+    evaluate(data, {"first": PixelFeatures}, out=tmp_path, **QUIET)
+    before = (tmp_path / "retrieval.json").read_bytes()
+    message = "reports on definition standard, expected definition torchmetrics"
+    with pytest.raises(ValueError, match=message):
+        evaluate(data, {"first": Broken}, out=tmp_path, definition="torchmetrics", **QUIET)
+    assert (tmp_path / "retrieval.json").read_bytes() == before
+
+
+def test_only_models_that_changed_are_measured_again(data: TaskData, tmp_path: Path) -> None:
+    def run(**models: tuple[Callable[[], Features], dict[str, Any]]) -> dict[str, Any]:
+        evaluate(
+            data,
+            {name: model for name, (model, _) in models.items()},
+            identities={name: identity for name, (_, identity) in models.items()},
+            out=tmp_path,
+            **QUIET,
+        )
+        found: dict[str, Any] = json.loads((tmp_path / "retrieval.json").read_text())
+        return found
+
+    plain = {"dtype": "float32"}
+    first, second = Counter(PixelFeatures), Counter(Constant)
+    run(first=(first, plain), second=(second, plain))
+    # A third model, and the same two again.
+    third = Counter(Constant)
+    found = run(third=(third, {}), first=(first, plain), second=(second, plain))
+    assert (first.built, second.built, third.built) == (1, 1, 1)
+    assert list(found["rows"]) == ["third", "first", "second"]
+    # The first has changed: its row is new, what was not asked for stays as it was measured.
+    changed = Counter(Constant)
+    found = run(first=(changed, {"dtype": "bfloat16"}))
+    assert changed.built == 1
+    assert found["rows"]["first"] == found["rows"]["second"]
+    assert {name: own.get("dtype") for name, own in found["identities"].items()} == {
+        "first": "bfloat16",
+        "third": None,
+        "second": "float32",
+    }
+
+
+def test_a_changed_model_that_fails_leaves_its_old_row(data: TaskData, tmp_path: Path) -> None:
+    names = {"first": {"dtype": "float32"}, "second": {"dtype": "float32"}}
+    models: dict[str, Any] = {"first": PixelFeatures, "second": PixelFeatures}
+    evaluate(data, models, identities=names, out=tmp_path, **QUIET)
+    before = json.loads((tmp_path / "retrieval.json").read_text())
+    names = {"first": {"dtype": "bfloat16"}, "second": {"dtype": "bfloat16"}}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        models = {"first": Constant, "second": Broken}
+        evaluate(data, models, identities=names, out=tmp_path, **QUIET)
+    after = json.loads((tmp_path / "retrieval.json").read_text())
+    assert after["rows"]["second"] == before["rows"]["second"]
+    assert after["identities"]["second"] == before["identities"]["second"]
+    assert after["rows"]["first"] != before["rows"]["first"]
+    assert after["identities"]["first"]["dtype"] == "bfloat16"
+
+
+def test_rows_of_another_version_are_measured_again(
+    data: TaskData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Counter(PixelFeatures)
+    evaluate(data, {"first": model}, out=tmp_path, **QUIET)
+    monkeypatch.setattr("sketchfusion_plugins.evaluation.ladder.__version__", "99.0")
+    evaluate(data, {"first": model}, out=tmp_path, **QUIET)
+    assert model.built == 2
+
+
+def test_baselines_change_with_what_they_are_made_of() -> None:
+    config = EncoderConfig(weights="random")
+
+    def changed(other: EncoderConfig, seed: int = 0) -> set[str]:
+        before, after = baseline_identities(config, 0), baseline_identities(other, seed)
+        assert before.keys() == after.keys()
+        return {name for name in before if before[name] != after[name]}
+
+    every = {"CLIP", "SD", "SD + CLIP", "fused, untrained"}
+    assert changed(EncoderConfig(weights="random")) == set()
+    assert changed(config, seed=1) == {"fused, untrained"}
+    assert changed(config.replace(foundation_dtype="bfloat16")) == every
+    assert changed(config.replace(weights="pretrained")) == every
+    assert changed(config.replace(diffusion__ensemble=4)) == every

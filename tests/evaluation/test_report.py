@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sketchfusion_plugins.evaluation.report import Measured, Report, read_rows
+from sketchfusion_plugins.evaluation.report import Measured, Report, read_report
 from sketchfusion_plugins.metrics.intervals import bootstrap_mean, wilson
 
 HALF = Measured(0.5, 0.25, 0.75, 8)
@@ -22,6 +22,7 @@ def report(**changes: Any) -> Report:
         "source": "openmoji",
         "about": {"n": 8, "gallery": 9, "size": 64},
         "rows": {"HOG": {"Acc@1": HALF, "Acc@5": Measured(1.0, 0.7, 1.0, 8)}},
+        "identities": {"HOG": {"dtype": "float32", "seed": 0}},
     }
     return Report(**{**values, **changes})
 
@@ -75,7 +76,19 @@ def test_markdown() -> None:
         "| fused | 1.000 (0.700 to 1.000) | 0.500 (0.250 to 0.750) |\n"
         "\n"
         "95 % intervals in brackets; n 8, gallery 9, size 64.\n"
+        "\n"
+        "HOG: dtype float32, seed 0.\n"
     )
+
+
+def test_models_measured_alike_are_named_together() -> None:
+    row = {"Acc@1": HALF}
+    alike, other = {"dtype": "float32"}, {"dtype": "bfloat16"}
+    text = report(
+        rows={"CLIP": row, "fused": row, "SD": row, "chance": row},
+        identities={"CLIP": alike, "fused": other, "SD": dict(alike)},
+    ).markdown()
+    assert text.endswith("\n\nCLIP, SD: dtype float32.\n\nfused: dtype bfloat16.\n")
 
 
 def test_table_holds_every_figure() -> None:
@@ -83,7 +96,14 @@ def test_table_holds_every_figure() -> None:
     with console.capture() as captured:
         console.print(report().table())
     text = captured.get()
-    for part in ("retrieval, openmoji", "HOG", "Acc@1", "0.500 (0.250 to 0.750)", "gallery 9"):
+    for part in (
+        "retrieval, openmoji",
+        "HOG",
+        "Acc@1",
+        "0.500 (0.250 to 0.750)",
+        "gallery 9",
+        "seed 0",
+    ):
         assert part in text
 
 
@@ -92,9 +112,9 @@ def test_written_rows_are_read_again(tmp_path: Path) -> None:
     written.write(tmp_path / "new")
     assert (tmp_path / "new" / "retrieval.md").read_text() == written.markdown()
     assert json.loads((tmp_path / "new" / "retrieval.json").read_text()) == written.as_json()
-    rows = read_rows(tmp_path / "new" / "retrieval.json", report(rows={}))
-    assert rows == written.rows
-    assert isinstance(rows["HOG"]["Acc@1"], Measured)
+    read = read_report(tmp_path / "new" / "retrieval.json", report(rows={}, identities={}))
+    assert read == written
+    assert isinstance(read.rows["HOG"]["Acc@1"], Measured)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +124,26 @@ def test_written_rows_are_read_again(tmp_path: Path) -> None:
 def test_reports_on_other_data_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     report().write(tmp_path)
     with pytest.raises(ValueError, match=r"reports on .* expected .* Choose another folder"):
-        read_rows(tmp_path / "retrieval.json", report(**changes))
+        read_report(tmp_path / "retrieval.json", report(**changes))
+
+
+def test_only_what_differs_is_named(tmp_path: Path) -> None:
+    report().write(tmp_path)
+    asked = report(about={"n": 8, "gallery": 9, "size": 32, "limit": 5})
+    message = r"json reports on size 64, limit None, expected size 32, limit 5\. Choose"
+    with pytest.raises(ValueError, match=message):
+        read_report(tmp_path / "retrieval.json", asked)
+
+
+def test_reports_of_the_earlier_form_are_refused(tmp_path: Path) -> None:
+    """What one version wrote that kept all models' identities in one place."""
+    values = report().as_json()
+    del values["identities"]
+    values["about"]["models"] = "tiny (random foundations); hog"
+    path = tmp_path / "retrieval.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"is of an earlier version .* Choose another folder"):
+        read_report(path, report())
 
 
 @pytest.mark.parametrize(
@@ -118,15 +157,17 @@ def test_reports_on_other_data_are_refused(tmp_path: Path, changes: dict[str, An
         '{"rows": []}',
         '{"rows": {"HOG": 3}}',
         '{"rows": {"HOG": {"Acc@1": {"value": 1}}}}',
+        '{"task": "retrieval", "source": "here", "about": "n", "rows": {}}',
+        '{"task": "retrieval", "source": "here", "about": {}, "rows": {"a": {}}, "identities": {}}',
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "retrieval.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"retrieval\.json is no report of ours"):
-        read_rows(path, report())
+        read_report(path, report())
 
 
 def test_missing_files_are_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        read_rows(tmp_path / "retrieval.json", report())
+        read_report(tmp_path / "retrieval.json", report())

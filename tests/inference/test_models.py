@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,6 @@ from sketchfusion_plugins.inference.models import (
     default_size,
     find_config,
     fresh_encoder,
-    identify,
     model_fingerprint,
     open_model,
 )
@@ -202,16 +200,6 @@ def test_fingerprint_sees_one_changed_weight() -> None:
     with torch.no_grad():
         next(task.head.parameters()).view(-1)[0] += 1e-3
     assert model_fingerprint(task) != before
-
-
-def test_identify(saved: Path) -> None:
-    assert identify("hog") == "hog"
-    assert identify("timm:test_vit", "random") == "timm:test_vit (random)"
-    assert identify("clip:tiny", "random") == "clip:tiny (random foundations)"
-    for name in ("retrieval", "encoder"):
-        folder = saved / name
-        digest = sha256((folder / "adapters.safetensors").read_bytes()).hexdigest()[:8]
-        assert identify(str(folder)) == f"{folder} (random foundations, adapters {digest})"
 
 
 def test_names_of_timm_and_presets_agree() -> None:
