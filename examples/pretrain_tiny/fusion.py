@@ -44,7 +44,7 @@ from sketchfusion_plugins.losses.correspondence import (
 
 WEIGHTS = {
     "instance": 1.0,
-    "pooled": 0.5,
+    "pooled": 1.0,
     "query": 0.5,
     "loss_end_point": 1.0,
     "loss_contrastive": 1.0,
