@@ -57,7 +57,7 @@ def main() -> None:
         report = evaluate(
             data,
             models,
-            about={"split seed": config.data.seed},
+            about={"split seed": data.split_seed},
             identities=identities,
             out=arguments.out,
             finished=lambda model, row: console.print(f"{model}:", *map(str, row.values())),

@@ -22,7 +22,7 @@ from sketchfusion_plugins.adapter_file import (
 from sketchfusion_plugins.checkpoint import adapter_state, load_adapters
 from sketchfusion_plugins.tasks.load import load_task
 
-# A recognition task on the bundled foundations, saved by every version of the format. What is in
+# A recognition task on random foundations, saved by every version of the format. What is in
 # one of these folders is never changed: users have such files.
 FOLDER = Path(__file__).parents[1] / "formats"
 VERSIONS = sorted(int(path.name) for path in FOLDER.iterdir())
