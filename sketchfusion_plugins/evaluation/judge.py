@@ -220,10 +220,10 @@ class Judge:
         describe = model if isinstance(model, Task) else model.describe
         found = []
         for batch in self._batches(data, "describing"):
-            found.append((describe(batch["image"]).float(), *(batch[name] for name in labels)))
-        return tuple(
-            torch.cat([part.cpu() for part in parts]) for parts in zip(*found, strict=True)
-        )
+            made = (describe(batch["image"]).float(), *(batch[name] for name in labels))
+            # A gallery's descriptors can be larger than a GPU's memory.
+            found.append([part.cpu() for part in made])
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     def _batches(self, data: Samples, what: str) -> Iterator[dict[str, Any]]:
         from tqdm import tqdm
