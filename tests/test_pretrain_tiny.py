@@ -122,6 +122,31 @@ def test_killed_run_ends_like_an_undisturbed_one(
     assert steps == sorted(steps) and steps[-1] == 12
 
 
+def test_run_that_goes_on_has_the_frozen_parts_it_is_given(tmp_path: Path, load: Load) -> None:
+    training = load("training")
+
+    def run(frozen: float, steps: int) -> nn.Sequential:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+        nn.init.constant_(model[0].requires_grad_(False).weight, frozen)
+
+        def step(generator: torch.Generator, spent: float) -> dict[str, Tensor]:
+            x = torch.randn(16, 3, generator=generator)
+            return {"loss": F.mse_loss(model(x), x.sum(1, keepdim=True))}
+
+        arguments = ({"model": model}, step, dict, training.Budget(steps=steps), 0.1)
+        training.train("line", tmp_path, *arguments, frozen=("model.0.",))
+        return model
+
+    first = run(frozen=1.0, steps=3)
+    saved = torch.load(tmp_path / "line.pt", weights_only=True)["model"]
+    assert set(saved) == {"model.1.weight", "model.1.bias"}
+    # No step is left: what trained is the first run's, what is frozen is this run's.
+    second = run(frozen=2.0, steps=3)
+    assert torch.equal(second[1].weight, first[1].weight)
+    assert torch.equal(second[0].weight, torch.full((3, 3), 2.0))
+
+
 @pytest.mark.parametrize(("minutes", "steps"), [(None, None), (1.0, 5), (-1.0, None), (None, 0)])
 def test_budget_is_one_positive_number(
     minutes: float | None, steps: int | None, load: Load

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from fusion_data import ALIGNED, NO_LABEL, PARTS, FusionBatch, FusionBatches
 from fusion_models import (
+    FROZEN,
     KINDS,
     STRIDE,
     FrozenMaps,
@@ -222,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         LEARNING_RATE,
         weight_decay=1e-2,
         ema_decay=0.998,
+        frozen=FROZEN,
     )
     for kind, objectives in models.items():
         about = {

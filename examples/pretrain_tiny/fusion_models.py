@@ -32,6 +32,8 @@ from sketchfusion_plugins.presets import preset
 KINDS = ("clip", "sd", "concatenated", "fused", "random")
 UNTRAINED = {"CLIP": ClipFeatures, "SD": DiffusionFeatures, "SD + CLIP": ConcatenatedFeatures}
 STRIDE = 8
+# Where foundations lie in a model's names.
+FROZEN = ("features.encoder.", "features.frozen.")
 DIM = 256
 CLASSIFIER_SCALE = 16.0
 
@@ -212,10 +214,9 @@ def build(kind: str, frozen: FrozenMaps, work: Path, **loading: Any) -> Features
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """What training has changed: trainable parameters and running statistics of the heads."""
     kept = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    frozen = ("features.encoder.", "features.frozen.")
     state = model.state_dict()
     return {
-        name: value for name, value in state.items() if name in kept or not name.startswith(frozen)
+        name: value for name, value in state.items() if name in kept or not name.startswith(FROZEN)
     }
 
 

@@ -76,6 +76,7 @@ def train(
     learning_rate: float,
     weight_decay: float = 0.0,
     ema_decay: float = 0.0,
+    frozen: Sequence[str] = (),
 ) -> None:
     """Train until the budget is spent; go on where a killed run stopped.
 
@@ -93,6 +94,8 @@ def train(
         learning_rate: Peak; a warm-up of 100 steps, then a cosine over the budget.
         weight_decay: Of matrices and convolutions alone.
         ema_decay: Of an average of the weights; 0 for none.
+        frozen: Parts of the names of tensors that a checkpoint leaves out unless they train, so
+            that a run that goes on has those of the modules it is given.
     """
     work.mkdir(parents=True, exist_ok=True)
     path = work / f"{stage}.pt"
@@ -106,10 +109,19 @@ def train(
         betas=(0.9, 0.98),
     )
     average = [p.detach().clone() for p in parameters] if ema_decay else []
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+
+    def kept_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: value
+            for name, value in state.items()
+            if name in trained or not any(part in name for part in frozen)
+        }
+
     done, seconds = 0, 0.0
     if path.is_file():
         state = torch.load(path, weights_only=True)
-        model.load_state_dict(state["model"])
+        model.load_state_dict({**model.state_dict(), **kept_part(state["model"])})
         optimizer.load_state_dict(state["optimizer"])
         for kept, saved in zip(average, state["average"], strict=True):
             kept.copy_(saved)
@@ -118,7 +130,7 @@ def train(
 
     def save() -> None:
         state: dict[str, Any] = {
-            "model": model.state_dict(),
+            "model": kept_part(model.state_dict()),
             "optimizer": optimizer.state_dict(),
             "average": average,
             "step": done,

@@ -7,8 +7,8 @@ Perceptual Grouper" (Li et al., IEEE TIP 2019). What is read is a compact form o
     spg_strokes.npz     drawings and the part of every point; see `data.compact_strokes`
     parts.json          part names by class
 
-The authors publish drawings as rows (dx, dy, pen state, part) without part names or this split, at
-https://github.com/KeLi-SketchX/SketchX-PRIS-Dataset; the three files are made from them by hand.
+The authors publish drawings as rows (dx, dy, pen state, group) at
+https://github.com/KeLi-SketchX/SketchX-PRIS-Dataset; nothing here converts them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sketchfusion_plugins.problems import Problems, skipping
 HOW_TO_GET = (
     "They are a compact form: spg.csv with the columns index, class and split (train or valid), "
     "spg_strokes.npz with xy, stroke, part and offset (see data/compact_strokes.py), parts.json "
-    "with part names by class. Make them from the drawings (dx, dy, pen state, part) at "
+    "with part names by class. Make them from the drawings (dx, dy, pen state, group) at "
     "https://github.com/KeLi-SketchX/SketchX-PRIS-Dataset."
 )
 FILES = ("spg.csv", "spg_strokes.npz", "parts.json")

@@ -37,16 +37,6 @@ from sketchfusion_plugins.tasks.retrieval import Retrieval
 TINY = preset("tiny").replace(weights="random")
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("saved")
-    encoder = fresh_encoder(TINY)
-    encoder.save_pretrained(folder / "encoder")
-    torch.manual_seed(0)
-    build_task("retrieval", encoder, dim=8).save_pretrained(folder / "retrieval")
-    return folder
-
-
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
