@@ -15,9 +15,11 @@ from sources import SIZE
 from torch import Tensor
 from training import normalise
 
-from sketchfusion_plugins.evaluation.judge import fit_threshold
 from sketchfusion_plugins.heads.query import ink_cells, pool_sketch
-from sketchfusion_plugins.metrics.query_segmentation import query_segmentation_scores
+from sketchfusion_plugins.metrics.query_segmentation import (
+    fit_threshold,
+    query_segmentation_scores,
+)
 from sketchfusion_plugins.stroke_metrics import majority_baseline
 
 STROKE_POINTS = 16

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -31,13 +30,13 @@ SCENE_WARP = WarpConfig(rotation=25, scale=1.2, shift=0.08, bend=0.03)
 class OpenMojiScenes(Dataset[dict[str, Any]]):
     """A line drawing, and a scene of warped coloured pictures in which to find its concept.
 
-    Samples: ``sketch`` [3, S, S] and ``photo`` [3, S, S] in -1..1; ``mask`` [S, S], Boolean, the
-    pixels of the photo that the sketched concept covers by more than half; ``valid`` [S, S], all
+    Samples: ``sketch`` [3, S, S] and ``photo`` [3, T, T] in -1..1; ``mask`` [T, T], Boolean, the
+    pixels of the photo that the sketched concept covers by more than half; ``valid`` [T, T], all
     True; ``label``, the subgroup's index; ``key``, ``"<hexcode>/<repeat>"``.
 
-    A scene is a grid of ``cells`` by ``cells`` concepts of as many families, on a plain light
-    background. In ``absent`` of the samples the sketched concept is not among them and the mask is
-    empty.
+    A scene is a grid of ``cells`` by ``cells`` concepts of as many families, each as large as its
+    sketch, so T is ``cells`` times S, on a plain light background. In ``absent`` of the samples the
+    sketched concept is not among them and the mask is empty.
 
     Args:
         drawings: The concepts, of at least ``cells * cells + 1`` families.
@@ -66,10 +65,9 @@ class OpenMojiScenes(Dataset[dict[str, Any]]):
         members: dict[str, list[int]] = {}
         for index, name in enumerate(drawings.family):
             members.setdefault(name, []).append(index)
-        if not 1 <= cells <= drawings.size // 8 or not 0 <= absent <= 1:
+        if cells < 1 or not 0 <= absent <= 1:
             raise ValueError(
-                f"cells must be in 1..{drawings.size // 8} at {drawings.size} px and absent in "
-                f"0..1, got {cells} and {absent}."
+                f"cells must be at least 1 and absent in 0..1, got {cells} and {absent}."
             )
         if len(members) <= cells * cells:
             raise ValueError(
@@ -116,7 +114,8 @@ class OpenMojiScenes(Dataset[dict[str, Any]]):
     def _compose(
         self, shown: Sequence[int], searched: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        size, side = self.drawings.size, self.drawings.size // self.cells
+        side = self.drawings.size
+        size = self.cells * side
         background = 0.6 + 0.4 * torch.rand((3, 1, 1), generator=generator)
         photo = background.repeat(1, size, size)
         mask = torch.zeros(size, size, dtype=torch.bool)
@@ -125,7 +124,6 @@ class OpenMojiScenes(Dataset[dict[str, Any]]):
             coverage = torch.from_numpy(self.drawings.coverage[item])[None] / 255
             # Paint times coverage: only then may pixels be averaged and moved.
             layers = torch.cat([color - (1 - coverage), coverage])
-            layers = F.adaptive_avg_pool2d(layers, side)
             layers = random_warp(generator, self.warp).image(layers, fill=0.0)
             top, left = (side * number for number in divmod(place, self.cells))
             cell = photo[:, top : top + side, left : left + side]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
@@ -20,14 +19,16 @@ from sketchfusion_plugins.features import Features, pixel_similarity
 from sketchfusion_plugins.heads.matching import match_points
 from sketchfusion_plugins.heads.ridge import RidgeClassifier
 from sketchfusion_plugins.metrics.correspondence import PROTOCOLS, Protocol, key_point_scores
-from sketchfusion_plugins.metrics.query_segmentation import query_segmentation_scores
+from sketchfusion_plugins.metrics.query_segmentation import (
+    fit_threshold,
+    query_segmentation_scores,
+)
 from sketchfusion_plugins.metrics.recognition import top_k_correct
-from sketchfusion_plugins.metrics.retrieval import DEFINITIONS, score_embeddings
+from sketchfusion_plugins.metrics.retrieval import DEFINITIONS, balanced, score_embeddings
 from sketchfusion_plugins.tasks.base import Task
 
 # Pairs that a threshold is fitted on, and thresholds tried.
 FITTED_PAIRS = 256
-THRESHOLDS = 64
 
 
 class Judge:
@@ -73,7 +74,6 @@ class Judge:
         self._judge = judges[data.task]
         self.definitions = _definitions(data.task, definition)
 
-    @torch.inference_mode()
     def __call__(self, model: Task | Features) -> Row:
         """Measures of a model; it is left in the mode and on the device that it was in.
 
@@ -86,7 +86,10 @@ class Judge:
             )
         mode, home = model.training, _device(model)
         try:
-            return self._judge(model.eval().to(self.device))
+            model.eval().to(self.device)
+            # What is moved in inference mode can never train again.
+            with torch.inference_mode():
+                return self._judge(model)
         finally:
             model.train(mode).to(home)
 
@@ -142,11 +145,19 @@ class Judge:
                     labels[0][searched],
                     self.data.measures,
                     definition,
-                ).values
+                )
                 for asking, searched in parts
             ]
+            asked = torch.cat(
+                [
+                    query_labels[0][asking][part.queries]
+                    for (asking, _), part in zip(parts, scores, strict=True)
+                ]
+            )
             for measure in self.data.measures:
-                values = torch.cat([part[measure] for part in scores])
+                values = torch.cat([part.values[measure] for part in scores])
+                if DEFINITIONS[definition].over_classes and not measure.startswith("Acc@"):
+                    values = balanced(values, asked)
                 found[self._name(measure, definition)] = Measured.of(values)
         return found
 
@@ -191,11 +202,12 @@ class Judge:
         if not isinstance(model, Task):
             if self.data.fit is None:
                 raise ValueError("these data have no part to fit a threshold on.")
-            count = min(FITTED_PAIRS, len(self.data.fit))  # type: ignore[arg-type]
+            count = len(self.data.fit)  # type: ignore[arg-type]
+            part = Subset(self.data.fit, range(0, count, -(-count // FITTED_PAIRS)))
             threshold = fit_threshold(
                 [
                     (pixel_similarity(model, batch["sketch"], batch["photo"]), labelled_mask(batch))
-                    for batch in self._batches(Subset(self.data.fit, range(count)), "fitting")
+                    for batch in self._batches(part, "fitting")
                 ]
             )
         total = None
@@ -242,24 +254,6 @@ class SamePlace(Features):
     """Answers every correspondence with the place asked for: what alignment alone gives."""
 
     channels = 1
-
-
-def fit_threshold(pairs: list[tuple[Tensor, Tensor]]) -> float:
-    """Threshold of similarity with the best mean foreground IoU.
-
-    Args:
-        pairs: Similarities and masks, ``[B, H, W]`` each.
-    """
-    similarity = torch.cat([similarity.flatten() for similarity, _ in pairs])
-    candidates = np.quantile(similarity.cpu().numpy(), np.linspace(0, 1, THRESHOLDS + 2)[1:-1])
-    scores = []
-    for threshold in candidates:
-        values = [
-            query_segmentation_scores(similarity > threshold, mask).foreground_iou
-            for similarity, mask in pairs
-        ]
-        scores.append(float(torch.cat(values).mean()))
-    return float(candidates[int(np.argmax(scores))])
 
 
 def _definitions(task: str, definition: str | Sequence[str] | None) -> tuple[str, ...]:

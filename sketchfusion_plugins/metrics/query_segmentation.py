@@ -7,10 +7,14 @@ and ``mean_iou``, the mean over queries of the average of foreground's and backg
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+THRESHOLDS = 64
 
 
 @dataclass(frozen=True)
@@ -126,3 +130,26 @@ def query_segmentation_scores(
         count(~predicted & foreground),
         count(~predicted & background),
     )
+
+
+def fit_threshold(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Threshold of similarity with the best mean foreground IoU, of `THRESHOLDS` quantiles.
+
+    Args:
+        pairs: Similarities and masks, ``[B, H, W]`` each, see `query_segmentation_scores`.
+
+    Raises:
+        ValueError: There are none, shapes do not fit, or a mask holds other labels.
+    """
+    if not pairs:
+        raise ValueError("a threshold is fitted to at least one pair, got none.")
+    similarity = torch.cat([similarity.flatten() for similarity, _ in pairs])
+    candidates = np.quantile(similarity.cpu().numpy(), np.linspace(0, 1, THRESHOLDS + 2)[1:-1])
+    scores = []
+    for threshold in candidates:
+        values = [
+            query_segmentation_scores(similarity > threshold, mask).foreground_iou
+            for similarity, mask in pairs
+        ]
+        scores.append(float(torch.cat(values).mean()))
+    return float(candidates[int(np.argmax(scores))])

@@ -6,9 +6,9 @@ The same names hide different formulas. What a published figure was computed wit
   ``min(k, relevant)``, so that only a perfect top k gives 1 (TREC; scikit-learn for k = all).
 - ``"sake"``: as SAKE's code (Liu et al., ICCV 2019), from which most zero-shot papers copied:
   precision is interpolated (the best at this or any later rank, as in PASCAL VOC 2010), which never
-  lowers the figure. SAKE averages over classes: ``RetrievalScores.mean(name, groups=labels)``.
-- ``"zse-sbir"``: as ZSE-SBIR's code (Lin et al., CVPR 2023): SAKE's, and P@k looks no deeper than
-  the number of relevant items, so that a small class can still reach 1.
+  lowers the figure; and the mean is over classes: ``RetrievalScores.mean(name, groups=labels)``.
+- ``"zse-sbir"``: as ZSE-SBIR's code (Lin et al., CVPR 2023): SAKE's precision, and P@k looks no
+  deeper than the number of relevant items, so that a small class can still reach 1.
 - ``"torchmetrics"``: divides by the relevant items *found* in the top k, so one hit at rank 1 and
   none after it gives 1; P@k divides by k however small the gallery is. Code around CLIP uses it
   (Sain et al., CVPR 2023, and followers). torchmetrics 1.9 also counts items of score <= 0 as
@@ -54,11 +54,14 @@ class Definition:
             ``"found"``, the relevant items within the top k.
         precision_depth: Ranks that P@k looks at and divides by: ``"min(k, gallery)"``,
             ``"min(k, relevant)"``, or ``"k"``.
+        over_classes: Figures are means over the queries' classes, each the mean of its queries;
+            `score_embeddings` and `score_rankings` leave that to `RetrievalScores`.
     """
 
     interpolated: bool = False
     normaliser: Literal["min(k, relevant)", "found"] = "min(k, relevant)"
     precision_depth: Literal["min(k, gallery)", "min(k, relevant)", "k"] = "min(k, gallery)"
+    over_classes: bool = False
 
     def __post_init__(self) -> None:
         if self.normaliser not in ("min(k, relevant)", "found"):
@@ -75,7 +78,7 @@ class Definition:
 DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
     {
         "standard": Definition(),
-        "sake": Definition(interpolated=True),
+        "sake": Definition(interpolated=True, over_classes=True),
         "zse-sbir": Definition(interpolated=True, precision_depth="min(k, relevant)"),
         "torchmetrics": Definition(normaliser="found", precision_depth="k"),
     }
@@ -104,11 +107,19 @@ class RetrievalScores:
             groups: Group of *every* query, skipped ones included, such as its class, ``[Q]``.
         """
         values = self.values[name]
-        if groups is None:
-            return float(values.mean())
-        _, group = groups.cpu()[self.queries].unique(return_inverse=True)
-        counts = torch.bincount(group)
-        return float((torch.bincount(group, weights=values) / counts).mean())
+        return float((values if groups is None else balanced(values, groups[self.queries])).mean())
+
+
+def balanced(values: Tensor, groups: Tensor) -> Tensor:
+    """Values so weighted that their mean is the mean over the means of groups.
+
+    Args:
+        values: ``[N]``.
+        groups: Group of each, ``[N]``.
+    """
+    _, group = groups.cpu().unique(return_inverse=True)
+    counts = torch.bincount(group)
+    return values * (len(values) / (len(counts) * counts[group]))
 
 
 def score_embeddings(

@@ -35,7 +35,6 @@ from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import build_task
 
 FOLDER = Path(__file__).parents[1] / "task_configs"
-MOST_FITTED = 5000
 
 
 def list_configs() -> dict[str, Path]:
@@ -127,6 +126,12 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     """
     # What can be refused is, before anything large is read.
     encoder_config(config.encoder)
+    if config.randomness.get("deterministic") and get_device() != "cpu":
+        raise ValueError(
+            f"randomness.deterministic is for the CPU, and this trains on {get_device()}, where "
+            "pooling on a grid has no deterministic gradient. Leave it out: runs of one seed then "
+            "differ by rounding alone."
+        )
     if data is None:
         begun = [config.encoder.adapters] if config.encoder.get("adapters") else []
         config.data.seed = split_seed(begun, config.data.source, config.data.get("seed"))
@@ -149,7 +154,7 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     if data.split_seed is not None:
         task.split = Split(source_name(data.source), data.split_seed)
     if start is None and data.fit is not None:
-        task.to(get_device()).fit_head(_fitted_part(data.fit, config.judge.batch_size))
+        task.to(get_device()).fit_head(_fitted_part(data.fit, task, config.judge.batch_size))
     judge = Judge(data, get_device(), **config.judge)
     runner = Runner(
         model=TaskModel(task),
@@ -183,8 +188,8 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     # Of a larger part, gradient has seen more than a closed form would.
     fitted = (
         data.fit is not None
-        and len(data.fit) <= MOST_FITTED  # type: ignore[arg-type]
-        and trained.fit_head(_fitted_part(data.fit, config.judge.batch_size))
+        and (trained.part_suffices or len(data.fit) <= trained.most_fitted)  # type: ignore[arg-type]
+        and trained.fit_head(_fitted_part(data.fit, trained, config.judge.batch_size))
     )
     if fitted:
         save_task(runner)
@@ -212,13 +217,12 @@ def _training_part(data: TaskData, config: Config) -> Samples:
     return data.train
 
 
-def _fitted_part(data: Samples, batch_size: int) -> Iterator[dict[str, Any]]:
+def _fitted_part(data: Samples, task: Task, batch_size: int) -> Iterator[dict[str, Any]]:
     """Batches of what a head is fitted to, the same in every process."""
     from tqdm import tqdm
 
-    # Evenly spaced pictures: a classifier in closed form takes the cube of their number.
     count = len(data)  # type: ignore[arg-type]
-    part = Subset(data, range(0, count, -(-count // MOST_FITTED)))
+    part = Subset(data, range(0, count, -(-count // task.most_fitted)))
     loader = DataLoader(part, batch_size, generator=torch.Generator())
     for batch in tqdm(loader, desc="fitting", disable=None, leave=False):
         yield {
@@ -253,7 +257,13 @@ def _batches(data: Samples, seed: int, batch_size: int, num_workers: int) -> Dat
 def _join_processes(config: Config) -> dict[str, Any]:
     """Join the other processes before anything asks for its rank."""
     launcher = config.get("launcher", "none")
+    processes = int(os.environ.get("WORLD_SIZE", 1))
     if launcher == "none":
+        if processes > 1:
+            raise ValueError(
+                f"torchrun started {processes} processes, and with launcher 'none' each would "
+                "train alone, in the same folder. Add --launcher pytorch."
+            )
         return {}
     if launcher == "pytorch" and "RANK" not in os.environ:
         raise ValueError(

@@ -25,6 +25,9 @@ class Task(nn.Module):
 
     Attributes:
         name: Name of the task.
+        most_fitted: Of how many items `fit_head` sees at most, evenly spaced.
+        part_suffices: Whether it fits the head to such a part after training too, instead of
+            leaving it as gradient made it.
         settings: Arguments, beside the encoder, that build it again; JSON values.
         image_size: Side, in pixels, of the square images it was trained on; None if not known.
         split: Part of its data that it was trained on; None if not known.
@@ -32,6 +35,8 @@ class Task(nn.Module):
     """
 
     name: ClassVar[str]
+    most_fitted: ClassVar[int] = 1
+    part_suffices: ClassVar[bool] = False
 
     def __init__(self, encoder: SketchFusionEncoder, settings: Mapping[str, Any]) -> None:
         super().__init__()
@@ -52,8 +57,8 @@ class Task(nn.Module):
     def fit_head(self, batches: Iterable[Mapping[str, Any]]) -> bool:
         """Fit what of the head has a closed form, to the present features.
 
-        Training calls it before its first step and, where the training part is small enough to fit
-        to all of it, after its last.
+        Training calls it before its first step and, unless only a part is fitted to that does not
+        suffice, after its last.
 
         Args:
             batches: The training part without augmentation, on the task's device; see `loss`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 import torch
@@ -12,6 +12,7 @@ from sketchfusion_plugins.data.task_data import labelled_mask
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.heads.query import Pooling, QuerySegmentationHead, ink_cells
 from sketchfusion_plugins.losses.query import query_segmentation_loss
+from sketchfusion_plugins.metrics.query_segmentation import fit_threshold
 from sketchfusion_plugins.tasks.base import Task
 
 
@@ -28,6 +29,8 @@ class QuerySegmentation(Task):
     """
 
     name = "query_segmentation"
+    most_fitted = 256
+    part_suffices = True
 
     def __init__(self, encoder: SketchFusionEncoder, pooling: Pooling = "all") -> None:
         super().__init__(encoder, {"pooling": pooling})
@@ -56,6 +59,24 @@ class QuerySegmentation(Task):
         size = (photo.shape[-2], photo.shape[-1])
         logits: Tensor = self.head(sketch_map, photo_map, size, ink=ink, photo_stride=stride)
         return logits
+
+    @torch.no_grad()
+    def fit_head(self, batches: Iterable[Mapping[str, Any]]) -> bool:
+        """Put the threshold where the foreground's IoU is best, as for features without a head.
+
+        Cross entropy puts it where a pixel is foreground more often than not, and where little of a
+        photo is, that is nearly nowhere.
+        """
+        mode = self.training
+        self.eval()
+        scale, threshold = self.head.log_scale.exp(), self.head.threshold
+        pairs = [
+            (self(batch["sketch"], batch["photo"]) / scale + threshold, labelled_mask(batch))
+            for batch in batches
+        ]
+        threshold.fill_(fit_threshold(pairs))
+        self.train(mode)
+        return True
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of ``sketch``, ``photo`` and ``mask``; see `labelled_mask`."""

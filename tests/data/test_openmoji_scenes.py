@@ -51,12 +51,12 @@ def test_mask_is_where_the_sketched_colour_is(drawings: Drawings) -> None:
         colour = torch.tensor(COLOURS[index % 5]) / 127.5 - 1
         exact = (sample["photo"] - colour[:, None, None]).abs().amax(0) < 1e-3
         assert torch.equal(sample["mask"], exact)
-        assert sample["mask"].sum() == 64
-        assert sample["valid"].all() and sample["valid"].shape == (SIZE, SIZE)
+        assert sample["mask"].sum() == 256
+        assert sample["valid"].all() and sample["valid"].shape == (2 * SIZE, 2 * SIZE)
         assert len(shown(sample["photo"])) == 4
         assert sample["label"] == index % 5 % 2
         assert sample["photo"].min() >= -1 and sample["photo"].max() <= 1
-        places.add(tuple((sample["mask"].nonzero()[0] // 16).tolist()))
+        places.add(tuple((sample["mask"].nonzero()[0] // SIZE).tolist()))
         torch.testing.assert_close(
             sample["sketch"],
             torch.from_numpy(drawings.line[index % 5]).permute(2, 0, 1) / 127.5 - 1,
@@ -122,8 +122,8 @@ def test_seed_and_index_decide(
 def test_bad_input_is_refused(drawings: Drawings) -> None:
     with pytest.raises(ValueError, match="need drawings of 5 families, got 4"):
         OpenMojiScenes(drawings.subset([0, 1, 2, 3, 3]))
-    for arguments in ({"cells": 0}, {"cells": 5}, {"absent": 1.5}, {"absent": -0.1}):
-        with pytest.raises(ValueError, match=r"cells must be in 1\.\.4 at 32 px and absent in"):
+    for arguments in ({"cells": 0}, {"absent": 1.5}, {"absent": -0.1}):
+        with pytest.raises(ValueError, match=r"cells must be at least 1 and absent in 0\.\.1"):
             OpenMojiScenes(drawings, **arguments)
     with pytest.raises(ValueError, match="repeats must be at least 1"):
         OpenMojiScenes(drawings, repeats=0)

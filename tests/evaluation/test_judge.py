@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from sketchfusion_plugins.data.task_data import TaskData
-from sketchfusion_plugins.evaluation.judge import Judge, SamePlace, fit_threshold
+from sketchfusion_plugins.evaluation.judge import Judge, SamePlace
 from sketchfusion_plugins.evaluation.report import Measured
 from sketchfusion_plugins.features import Features, PixelFeatures
 from sketchfusion_plugins.metrics.correspondence import key_point_scores
@@ -277,6 +277,33 @@ def test_definitions_of_average_precision(retrieval: TaskData) -> None:
     assert both["Acc@1"] == row["Acc@1"] == Measured.of([0, 0, 1, 1])
 
 
+def test_sakes_definition_averages_over_classes(retrieval: TaskData) -> None:
+    # Queries of labels 0, 0 and 1.
+    data = replace(
+        retrieval,
+        label="label",
+        measures=("Acc@1", "P@3"),
+        test=Subset(retrieval.test, [0, 1, 2]),
+    )
+    same = Answers("retrieval", lambda images: torch.ones(len(images), 2))
+    by_query = [1 / 3, 1 / 3, 2 / 3]
+    assert judge(data)(same)["P@3"] == Measured.of(by_query)
+    row = judge(data, definition="sake")(same)
+    assert row["P@3"].value == pytest.approx((1 / 3 + 2 / 3) / 2)
+    assert row["Acc@1"] == Measured.of([0, 0, 1])
+
+
+def test_a_model_from_another_device_can_train_afterwards(retrieval: TaskData) -> None:
+    class Elsewhere(Answers):
+        def to(self, *places: Any, **options: Any) -> Any:
+            """Copies, as there is no other device here."""
+            return self._apply(lambda tensor: tensor.clone())
+
+    model = Elsewhere("retrieval", embed)
+    judge(retrieval)(model)
+    assert not model.weight.is_inference()
+
+
 def test_definitions_that_there_are_not(retrieval: TaskData, recognition: TaskData) -> None:
     with pytest.raises(ValueError, match="unknown definition 'voc'; known: standard, sake"):
         judge(retrieval, definition=["standard", "voc"])
@@ -471,25 +498,3 @@ def test_plain_features_segment_above_a_fitted_threshold(query_segmentation: Tas
     assert row["foreground IoU"].value == row["mIoU"].value == 1
     with pytest.raises(ValueError, match="no part to fit a threshold on"):
         judge(replace(query_segmentation, fit=None))(Maps(sign))
-
-
-def test_threshold_has_the_best_mean_iou_of_labelled_pixels() -> None:
-    similarity = torch.linspace(-1, 1, 101).reshape(1, 1, 101)
-    mask = (similarity > 0.4).long()
-    threshold = fit_threshold([(similarity, mask)])
-    # 64 quantiles lie 2 / 65 apart.
-    assert abs(threshold - 0.4) < 2 / 65
-    # What is not labelled has no say.
-    ignored = torch.where(similarity < 0.7, 255, (similarity > 0.8).long())
-    assert 0.75 < fit_threshold([(similarity, ignored)]) < 0.83
-    # Two pictures disagree: the larger gain wins.
-    other = (similarity > -0.4).long()
-    scores = {}
-    both = np.tile(similarity.numpy().ravel(), 2)
-    for candidate in np.quantile(both, np.linspace(0, 1, 66)[1:-1]):
-        found = similarity > candidate
-        scores[float(candidate)] = sum(
-            float((found & (m == 1)).sum() / (found | (m == 1)).sum()) for m in (mask, other)
-        )
-    best = max(scores, key=lambda candidate: scores[candidate])
-    assert fit_threshold([(similarity, mask), (similarity, other)]) == pytest.approx(best)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, jaccard_score
 
-from sketchfusion_plugins.metrics.query_segmentation import query_segmentation_scores
+from sketchfusion_plugins.metrics.query_segmentation import fit_threshold, query_segmentation_scores
 
 
 def test_by_hand() -> None:
@@ -109,3 +110,30 @@ def test_wrong_input() -> None:
         query_segmentation_scores(torch.zeros(1, 3, 4, dtype=torch.bool), masks)
     with pytest.raises(ValueError, match=r"labels 0, 1 and 255, got 2"):
         query_segmentation_scores(masks.bool(), masks + 2)
+
+
+def test_threshold_has_the_best_mean_iou_of_labelled_pixels() -> None:
+    similarity = torch.linspace(-1, 1, 101).reshape(1, 1, 101)
+    mask = (similarity > 0.4).long()
+    threshold = fit_threshold([(similarity, mask)])
+    # 64 quantiles lie 2 / 65 apart.
+    assert abs(threshold - 0.4) < 2 / 65
+    # What is not labelled has no say.
+    ignored = torch.where(similarity < 0.7, 255, (similarity > 0.8).long())
+    assert 0.75 < fit_threshold([(similarity, ignored)]) < 0.83
+    # Two pictures disagree: the larger gain wins.
+    other = (similarity > -0.4).long()
+    scores = {}
+    both = np.tile(similarity.numpy().ravel(), 2)
+    for candidate in np.quantile(both, np.linspace(0, 1, 66)[1:-1]):
+        found = similarity > candidate
+        scores[float(candidate)] = sum(
+            float((found & (m == 1)).sum() / (found | (m == 1)).sum()) for m in (mask, other)
+        )
+    best = max(scores, key=lambda candidate: scores[candidate])
+    assert fit_threshold([(similarity, mask), (similarity, other)]) == pytest.approx(best)
+
+
+def test_threshold_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one pair, got none"):
+        fit_threshold([])

@@ -17,6 +17,7 @@ from torch import Tensor
 from sketchfusion_plugins.adapter_file import CheckpointError, read_image_size, read_task
 from sketchfusion_plugins.checkpoint import save_adapters
 from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.features import pixel_similarity
 from sketchfusion_plugins.heads.matching import match_points
 from sketchfusion_plugins.heads.query import ink_cells
 from sketchfusion_plugins.heads.ridge import RidgeClassifier
@@ -26,6 +27,7 @@ from sketchfusion_plugins.losses.correspondence import (
     CorrespondenceLossConfig,
 )
 from sketchfusion_plugins.losses.query import query_segmentation_loss
+from sketchfusion_plugins.metrics.query_segmentation import query_segmentation_scores
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import TASKS, build_task, load_task
 
@@ -137,7 +139,36 @@ def test_recognition_fits_its_head_to_its_present_features(
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["retrieval", "query_segmentation", "correspondence"])
+def test_query_segmentation_fits_its_threshold_to_its_present_features(
+    make: Callable[..., Any], batch: dict[str, Any]
+) -> None:
+    task = make("query_segmentation", settings={"pooling": "all"})
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    assert task.fit_head([batch, {**batch, "photo": batch["photo"].flip(3)}])
+    assert task.training
+    task.eval()
+    masks = batch["mask"].long().where(batch["valid"], 255)
+    with torch.no_grad():
+        similarity = torch.cat(
+            [
+                pixel_similarity(task.features, batch["sketch"], photo)
+                for photo in (batch["photo"], batch["photo"].flip(3))
+            ]
+        )
+
+    def foreground_iou(threshold: float) -> float:
+        found = similarity > threshold
+        return query_segmentation_scores(found, masks.repeat(2, 1, 1)).foreground_iou.mean().item()
+
+    reached = foreground_iou(task.head.threshold.item())
+    # Quantiles are tried, which another threshold can be better than, but not by much.
+    assert reached > max(foreground_iou(t) for t in torch.linspace(-1, 1, 201).tolist()) - 0.005
+    for name, value in task.state_dict().items():
+        if name != "head.threshold":
+            torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["retrieval", "correspondence"])
 def test_other_heads_have_nothing_to_fit(make: Callable[..., Any], name: str) -> None:
     def unread() -> Any:
         raise AssertionError("nothing is to be read")
