@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sketchfusion_plugins.baselines import hog_features, pixel_features
 from sketchfusion_plugins.encoder import SketchFusionEncoder
-from sketchfusion_plugins.heads.query import QuerySegmentationHead
+from sketchfusion_plugins.heads.query import QuerySegmentationHead, ink_cells
 from sketchfusion_plugins.images import to_rgb
 
 GRID = 4
@@ -242,7 +242,7 @@ def pooled_descriptor(maps: Tensor) -> Tensor:
 
 
 def pixel_similarity(features: Features, sketch: Tensor, photo: Tensor) -> Tensor:
-    """Cosine similarity of a sketch's mean descriptor with every pixel of a photo.
+    """Cosine similarity of the mean descriptor of a sketch's ink with every pixel of a photo.
 
     Args:
         features: What both are compared by.
@@ -252,12 +252,14 @@ def pixel_similarity(features: Features, sketch: Tensor, photo: Tensor) -> Tenso
     Returns:
         ``[B, H, W]`` in -1..1, bilinear between the centres of cells, float32 at least.
     """
-    cells = features(photo)
+    asked, cells = features(sketch), features(photo)
+    shape = (asked.shape[-2], asked.shape[-1])
+    ink = ink_cells(sketch, shape, features.cell_size(sketch, asked))
     # The head without anything learned.
-    head = QuerySegmentationHead(scale=1.0, threshold=0.0).to(photo.device)
+    head = QuerySegmentationHead("ink", scale=1.0, threshold=0.0).to(photo.device)
     size = (photo.shape[-2], photo.shape[-1])
     similarity: Tensor = head(
-        features(sketch), cells, size, photo_stride=features.cell_size(photo, cells)
+        asked, cells, size, ink=ink, photo_stride=features.cell_size(photo, cells)
     )
     return similarity
 

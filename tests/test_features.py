@@ -271,13 +271,18 @@ def test_similarity_of_pixels_is_placed_by_the_stride() -> None:
             cells[(image == 1).flatten(1).all(1)] = torch.tensor([2.0, 0.0])[:, None, None]
             return cells
 
-    similarity = pixel_similarity(Halves(), torch.ones(1, 3, 100, 100), torch.zeros(1, 3, 100, 100))
+    drawing = torch.ones(1, 3, 100, 100)
+    similarity = pixel_similarity(Halves(), drawing, torch.zeros(1, 3, 100, 100))
     assert similarity.shape == (1, 100, 100)
     # Bilinear between the centres of cells, 44 and 52 px.
     torch.testing.assert_close(
         similarity[0, 3, 40:56], 1 - (torch.arange(40.5, 56) - 44).clamp(0, 8) / 8
     )
     assert torch.equal(similarity[0] > 0.5, (torch.arange(100) < 48).expand(100, 100))
+    # Ink on the right alone is like the right, however much paper is on the left.
+    drawing[..., 90:] = -1
+    similarity = pixel_similarity(Halves(), drawing, torch.zeros(1, 3, 100, 100))
+    assert torch.equal(similarity[0] > 0.5, (torch.arange(100) >= 48).expand(100, 100))
 
 
 def test_similarity_of_pixels_is_what_query_segmentation_learns_from(

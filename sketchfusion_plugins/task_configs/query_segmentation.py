@@ -2,4 +2,4 @@
 
 _base_ = ["./_base_/runtime.py"]
 
-task = dict(name="query_segmentation", settings=dict(pooling="all"))
+task = dict(name="query_segmentation", settings=dict(pooling="ink"))

@@ -21,8 +21,8 @@ class QuerySegmentation(Task):
 
     Args:
         encoder: Encoder that aggregates to one map.
-        pooling: ``"all"`` averages the sketch's whole map, as the paper does; ``"ink"`` the cells
-            that strokes run through.
+        pooling: ``"ink"`` averages the cells of the sketch's map that strokes run through;
+            ``"all"`` the whole map, as the paper does, where paper outweighs what is drawn.
 
     Raises:
         ValueError: No single map, or an unknown pooling.
@@ -32,7 +32,7 @@ class QuerySegmentation(Task):
     most_fitted = 256
     part_suffices = True
 
-    def __init__(self, encoder: SketchFusionEncoder, pooling: Pooling = "all") -> None:
+    def __init__(self, encoder: SketchFusionEncoder, pooling: Pooling = "ink") -> None:
         super().__init__(encoder, {"pooling": pooling})
         if pooling not in get_args(Pooling):
             raise ValueError(f"pooling must be one of {get_args(Pooling)}, got {pooling!r}.")

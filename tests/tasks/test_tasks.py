@@ -142,7 +142,7 @@ def test_recognition_fits_its_head_to_its_present_features(
 def test_query_segmentation_fits_its_threshold_to_its_present_features(
     make: Callable[..., Any], batch: dict[str, Any]
 ) -> None:
-    task = make("query_segmentation", settings={"pooling": "all"})
+    task = make("query_segmentation", settings={"pooling": "ink"})
     before = {name: value.clone() for name, value in task.state_dict().items()}
     assert task.fit_head([batch, {**batch, "photo": batch["photo"].flip(3)}])
     assert task.training
