@@ -103,6 +103,12 @@ def segment(
         float | None,
         typer.Option(min=-1, max=1, help="Cosine similarity; for models that learned none."),
     ] = None,
+    photo_size: Annotated[
+        int | None,
+        typer.Option(
+            min=32, help="Side of the photo's square; larger finds smaller things. Default: --size."
+        ),
+    ] = None,
     size: SizeOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -127,7 +133,7 @@ def segment(
         drawing, picture = open_image(sketch), open_image(photo)
         opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
         side = size or default_size(model)
-        mask = segment_picture(opened, drawing, picture, side, threshold).numpy()
+        mask = segment_picture(opened, drawing, picture, side, threshold, photo_size).numpy()
         write_png(mask.astype(np.uint8) * 255, out)
         if overlay is not None:
             write_png(overlay_mask(np.asarray(picture), mask), overlay)

@@ -197,6 +197,7 @@ def segment_picture(
     photo: Image.Image,
     size: int,
     threshold: float | None = None,
+    photo_size: int | None = None,
 ) -> Tensor:
     """The part of a photo that a sketch denotes.
 
@@ -204,8 +205,10 @@ def segment_picture(
         model: A query segmentation task, or any features.
         sketch: The sketch, dark on white.
         photo: The photo.
-        size: Side, in pixels, of the square that both are padded to.
+        size: Side, in pixels, of the square that the sketch is padded to.
         threshold: Cosine similarity above which a pixel belongs to it, -1..1; for features alone.
+        photo_size: The photo's; ``size`` by default. In a photo of several things, each is then
+            small: twice the size shows those of a quarter of it as large as the sketch.
 
     Returns:
         bool ``[height, width]`` of the photo itself, on the CPU.
@@ -213,8 +216,9 @@ def segment_picture(
     Raises:
         ValueError: A threshold where the model has learned one, or none where it has not.
     """
-    source, target = (_square(model, image, size) for image in (sketch, photo))
-    placement = Placement(*photo.size, size)
+    side = photo_size or size
+    source, target = _square(model, sketch, size), _square(model, photo, side)
+    placement = Placement(*photo.size, side)
     if isinstance(model, QuerySegmentation):
         if threshold is not None:
             raise ValueError("this model has learned its threshold; leave it out.")

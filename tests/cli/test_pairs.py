@@ -74,7 +74,7 @@ def test_mask_has_the_photos_size(
 ) -> None:
     mask, overlay = tmp_path / "mask.png", tmp_path / "overlay.png"
     pair = (pictures / "b.png", pictures / "more" / "d.png")
-    model = ("--model", checkpoints / "query_segmentation", "--size", 64)
+    model = ("--model", checkpoints / "query_segmentation", "--size", 64, "--photo-size", 96)
     result = run("segment", *pair, *model, "--out", mask, "--overlay", overlay, "--json")
     with Image.open(mask) as image:
         assert image.size == (120, 33) and image.mode == "L"

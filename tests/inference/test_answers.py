@@ -147,6 +147,12 @@ def test_trained_segmentation_is_the_tasks_own() -> None:
         logits = task(to_tensor(sketch, 64)[None], to_tensor(photo, 64)[None])[0]
     mask = segment_picture(task, sketch, photo, 64)
     assert torch.equal(mask, logits > 0)
+    with torch.inference_mode():
+        enlarged = photo.resize((128, 128), Image.Resampling.BICUBIC)
+        large = task(to_tensor(sketch, 64)[None], to_tensor(enlarged, 128)[None])
+        expected = F.interpolate(large[None], (64, 64), mode="bilinear", antialias=True)[0, 0] > 0
+    mask = segment_picture(task, sketch, photo, 64, photo_size=128)
+    assert mask.shape == (64, 64) and (mask == expected).float().mean() > 0.97
     with pytest.raises(ValueError, match="learned its threshold"):
         segment_picture(task, sketch, photo, 64, threshold=0.2)
 
