@@ -24,7 +24,8 @@ from sketchfusion_plugins.metrics.query_segmentation import (
     query_segmentation_scores,
 )
 from sketchfusion_plugins.metrics.recognition import top_k_correct
-from sketchfusion_plugins.metrics.retrieval import DEFINITIONS, balanced, score_embeddings
+from sketchfusion_plugins.metrics.retrieval import balanced, score_embeddings
+from sketchfusion_plugins.metrics.retrieval_definitions import DEFINITIONS
 from sketchfusion_plugins.tasks.base import Task
 
 # Pairs that a threshold is fitted on, and thresholds tried.

@@ -1,18 +1,6 @@
 """Sketch-based image retrieval: mAP@k, P@k and Acc@k as the literature computes them.
 
-The same names hide different formulas. What a published figure was computed with is a `Definition`:
-
-- ``"standard"``: average precision is the sum of the precisions at relevant ranks over
-  ``min(k, relevant)``, so that only a perfect top k gives 1 (TREC; scikit-learn for k = all).
-- ``"sake"``: as SAKE's code (Liu et al., ICCV 2019), from which most zero-shot papers copied:
-  precision is interpolated (the best at this or any later rank, as in PASCAL VOC 2010), which never
-  lowers the figure; and the mean is over classes: ``RetrievalScores.mean(name, groups=labels)``.
-- ``"zse-sbir"``: as ZSE-SBIR's code (Lin et al., CVPR 2023): SAKE's precision, and P@k looks no
-  deeper than the number of relevant items, so that a small class can still reach 1.
-- ``"torchmetrics"``: divides by the relevant items *found* in the top k, so one hit at rank 1 and
-  none after it gives 1; P@k divides by k however small the gallery is. Code around CLIP uses it
-  (Sain et al., CVPR 2023, and followers). torchmetrics 1.9 also counts items of score <= 0 as
-  irrelevant, which depends on nothing but an offset of the scores; that is not reproduced here.
+The same names hide different formulas, see `sketchfusion_plugins.metrics.retrieval_definitions`.
 """
 
 from __future__ import annotations
@@ -21,11 +9,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sketchfusion_plugins.metrics.retrieval_definitions import Definition, find_definition
 
 # Scores held at a time; the largest gallery of the literature has 204 thousand photos.
 CHUNK_ELEMENTS = 2**23
@@ -40,47 +29,6 @@ PROTOCOLS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "quickdraw_30": ("mAP@all", "P@200"),
         # Labels are instances, the gallery holds the photos of every category.
         "fine_grained": ("Acc@1", "Acc@5", "Acc@10"),
-    }
-)
-
-
-@dataclass(frozen=True)
-class Definition:
-    """Formulas behind mAP@k and P@k.
-
-    Attributes:
-        interpolated: Precision at a rank is the best at that or any later rank of the top k.
-        normaliser: What the sum of precisions is divided by: ``"min(k, relevant)"``, or
-            ``"found"``, the relevant items within the top k.
-        precision_depth: Ranks that P@k looks at and divides by: ``"min(k, gallery)"``,
-            ``"min(k, relevant)"``, or ``"k"``.
-        over_classes: Figures are means over the queries' classes, each the mean of its queries;
-            `score_embeddings` and `score_rankings` leave that to `RetrievalScores`.
-    """
-
-    interpolated: bool = False
-    normaliser: Literal["min(k, relevant)", "found"] = "min(k, relevant)"
-    precision_depth: Literal["min(k, gallery)", "min(k, relevant)", "k"] = "min(k, gallery)"
-    over_classes: bool = False
-
-    def __post_init__(self) -> None:
-        if self.normaliser not in ("min(k, relevant)", "found"):
-            raise ValueError(
-                f"normaliser must be 'min(k, relevant)' or 'found', got {self.normaliser!r}."
-            )
-        if self.precision_depth not in ("min(k, gallery)", "min(k, relevant)", "k"):
-            raise ValueError(
-                "precision_depth must be 'min(k, gallery)', 'min(k, relevant)' or 'k', "
-                f"got {self.precision_depth!r}."
-            )
-
-
-DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
-    {
-        "standard": Definition(),
-        "sake": Definition(interpolated=True, over_classes=True),
-        "zse-sbir": Definition(interpolated=True, precision_depth="min(k, relevant)"),
-        "torchmetrics": Definition(normaliser="found", precision_depth="k"),
     }
 )
 
@@ -143,7 +91,7 @@ def score_embeddings(
         gallery_labels: The same, ``[G]``.
         measures: ``"mAP@all"``, ``"mAP@k"``, ``"P@k"``, ``"Acc@k"`` (share of queries with a
             relevant item in the top k); see ``PROTOCOLS``.
-        definition: A name of ``DEFINITIONS`` or one's own.
+        definition: A name, see `find_definition`, or one's own.
         progress: Show a progress bar.
 
     Raises:
@@ -257,7 +205,7 @@ def _score(
     definition: str | Definition,
 ) -> RetrievalScores:
     """Measure chunks of scores and relevance, ``[q, G]`` each."""
-    formula = _definition(definition)
+    formula = find_definition(definition)
     depths = {name: _parse(name) for name in measures}
     if not depths:
         raise ValueError("expected at least one measure, such as 'mAP@all', got none.")
@@ -297,14 +245,6 @@ def _score(
         queries=mask.nonzero().squeeze(1),
         skipped=int((~mask).sum()),
     )
-
-
-def _definition(definition: str | Definition) -> Definition:
-    if isinstance(definition, Definition):
-        return definition
-    if definition not in DEFINITIONS:
-        raise ValueError(f"unknown definition {definition!r}; known: {', '.join(DEFINITIONS)}.")
-    return DEFINITIONS[definition]
 
 
 def _parse(measure: str) -> tuple[str, int | None]:

@@ -143,7 +143,7 @@ def test_definitions_are_chosen_and_named(run: Any, paired: str, tmp_path: Path)
 
 def test_help_names_every_definition(run: Any) -> None:
     from sketchfusion_plugins.cli import app
-    from sketchfusion_plugins.metrics.retrieval import DEFINITIONS
+    from sketchfusion_plugins.metrics.retrieval_definitions import DEFINITIONS
 
     command = typer.main.get_command(app)
     (option,) = [p for p in command.commands["evaluate"].params if "--definition" in p.opts]

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from sketchfusion_plugins.metrics import retrieval
 from sketchfusion_plugins.metrics.retrieval import (
-    DEFINITIONS,
     PROTOCOLS,
-    Definition,
     score_embeddings,
     score_rankings,
 )
+from sketchfusion_plugins.metrics.retrieval_definitions import DEFINITIONS, Definition
 
 # One query, ten items in ranked order; relevant are ranks 1, 3, 6 and 10.
 RANKS = torch.tensor([[1, 0, 1, 0, 0, 1, 0, 0, 0, 1]], dtype=torch.bool)
