@@ -137,7 +137,9 @@ def locate(source: str | Path, revision: str | None) -> Path:
     if path.is_dir():
         if not (path / WEIGHTS_FILE).is_file():
             held = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
-            raise OSError(f"expected {WEIGHTS_FILE} in {path}, which holds {held}.")
+            inner = path / "adapters"
+            hint = f" Did you mean {inner}?" if (inner / WEIGHTS_FILE).is_file() else ""
+            raise OSError(f"expected {WEIGHTS_FILE} in {path}, which holds {held}.{hint}")
         return path / WEIGHTS_FILE
     if path.is_absolute() or len(Path(source).parts) != 2:
         raise OSError(

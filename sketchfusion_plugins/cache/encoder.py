@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sketchfusion_plugins.cache.store import FeatureStore, tensor_bytes
+from sketchfusion_plugins.checkpoint import find_encoder
 from sketchfusion_plugins.encoder import FeatureLevels, FoundationOutputs, SketchFusionEncoder
 from sketchfusion_plugins.fingerprint import fingerprint_modules
 from sketchfusion_plugins.images import check_image
@@ -243,16 +244,14 @@ class CachedEncoder(SketchFusionEncoder):
         return digest.hexdigest()
 
 
-def use_cache(
-    encoder: SketchFusionEncoder, store: FeatureStore | None, keep: Keep = "foundations"
-) -> None:
+def use_cache(encoder: nn.Module, store: FeatureStore | None, keep: Keep = "foundations") -> None:
     """Make an encoder look into a store before it computes, and keep there what it computed.
 
     The encoder changes in place, as with `torch.distributed.fsdp.fully_shard`, so that whatever
     holds it (a task, a timm model, a backbone) uses the store too.
 
     Args:
-        encoder: The encoder.
+        encoder: The encoder, or a module with one inside.
         store: The store; None to do without again.
         keep: ``"foundations"``, latents and tokens, to train injection and aggregation: from the
             second epoch on VAE and semantic branch do not run. Encoders with other adapters, or
@@ -260,6 +259,7 @@ def use_cache(
             comes after: nothing of the encoder runs. It freezes injection and aggregation for good.
 
     Raises:
+        TypeError: There is no encoder, or more than one.
         ValueError: Foundations may train, the semantic branch is no module whose weights tell it
             from others, or an unknown ``keep``.
 
@@ -268,6 +268,7 @@ def use_cache(
     """
     if keep not in get_args(Keep):
         raise ValueError(f"keep must be one of {', '.join(get_args(Keep))}, got {keep!r}.")
+    _, encoder = find_encoder(encoder)
     if store is None:
         encoder.__class__ = SketchFusionEncoder
         return

@@ -29,8 +29,9 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         help="Folder or Hugging Face id of a checkpoint, or sketchfusion/tiny, which is part of "
-        "the package; a preset (paper, official, sd15, cleandift, small, tiny); clip:PRESET, "
-        "sd:PRESET, sd+clip:PRESET; timm:NAME; hog; pixels. See: sketchfusion models",
+        "the package; a preset (paper, official, sd15, cleandift, small, tiny), with fresh "
+        "injection and aggregation; clip:PRESET, sd:PRESET, sd+clip:PRESET; timm:NAME; hog; "
+        "pixels. See: sketchfusion models",
         autocompletion=complete_model,
     ),
 ]

@@ -32,10 +32,10 @@ def recognition(source: str, size: int, seed: int, limit: int | None) -> TaskDat
         for index, concept in enumerate(drawings.concepts)
         if counts[concept.subgroup] >= (SMALLEST_CLASS if limit is None else 3)
     ]
-    if not kept:
+    if len({drawings.concepts[index].subgroup for index in kept}) < 2:
         raise ValueError(
-            f"limit {limit} leaves no subgroup with enough drawings to train on and to judge; "
-            "raise it to 200 or more."
+            f"limit {limit} leaves fewer than two subgroups with enough drawings to train on and "
+            "to judge; raise it to 200 or more."
         )
     drawings = drawings.subset(kept)
     train, test = drawings.split()

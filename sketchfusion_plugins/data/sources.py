@@ -83,7 +83,9 @@ def load_task_data(
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(SOURCES)}.")
     if name not in SOURCES[task]:
         raise ValueError(
-            f"{task} has no data source {name!r}; choose one of {', '.join(SOURCES[task])}."
+            f"{task} has no data source {name!r}; choose one of {', '.join(SOURCES[task])}, with "
+            "its folder after a colon (all but openmoji), such as "
+            f"'{next(known for known in SOURCES[task] if known != 'openmoji')}:/data'."
         )
     if (name == "openmoji") == bool(folder):
         raise ValueError(

@@ -151,7 +151,7 @@ class Manifest:
         if not path.is_file():
             raise FileNotFoundError(
                 f"{folder} holds no index: there is no {POINTER}. "
-                "sketchfusion_plugins.index.IndexWriter.create makes one."
+                "sketchfusion index build, or IndexWriter.create, makes one."
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
