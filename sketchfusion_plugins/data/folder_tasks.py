@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Subset
 
@@ -32,6 +35,7 @@ from sketchfusion_plugins.images import to_tensor
 from sketchfusion_plugins.metrics.retrieval import PROTOCOLS
 
 HELD_OUT = 0.3
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 # Visits of a concept that see warps of their own before they repeat.
 REPEATS = 64
 VARIATION = {"stroke_dropout": 0.05, "perturbation": 0.3}
@@ -156,24 +160,19 @@ def tuberlin(folder: Path) -> Pictures:
 
 
 def quickdraw_recognition(source: str, size: int, seed: int, limit: int | None) -> TaskData:
-    """Quick, Draw! in any of its layouts; a part of each class is held out."""
+    """Quick, Draw! in any of its layouts; a part of each class is held out.
 
-    def read(style: StrokeStyle) -> QuickDraw:
-        return QuickDraw(_folder(source), style, partial(to_tensor, size=size), limit=limit)
-
-    plain = read(StrokeStyle(size))
-    held_out = torch.tensor(
-        [
-            seed_of(seed, int(label), index) / 2**63 < HELD_OUT
-            for index, label in enumerate(plain.labels)
-        ]
-    )
-    train, test = (~held_out).nonzero().squeeze(1).tolist(), held_out.nonzero().squeeze(1).tolist()
+    Which part follows from a drawing's row within its class, whatever the limit and the classes.
+    """
+    transform = partial(to_tensor, size=size)
+    plain = QuickDraw(_folder(source), StrokeStyle(size), transform, limit=limit)
+    held_out = _held_out_rows(seed, plain.categories, plain.drawings.labels)
+    train, test = _places(~held_out), _places(held_out)
     return TaskData(
         "recognition",
         source,
         size,
-        train=Subset(read(StrokeStyle(size, **VARIATION)), train),
+        train=Subset(plain.restyled(StrokeStyle(size, **VARIATION)), train),
         fit=Subset(plain, train),
         test=Subset(plain, test),
         categories=plain.categories,
@@ -210,16 +209,14 @@ def query_segmentation(source: str, size: int, seed: int, limit: int | None) -> 
     folder = _folder(source)
     seen, unseen = by_concept_split(read_classes(folder / "classes.json"), HELD_OUT, seed)
 
-    def pairs(names: Sequence[str], repeats: int = 1) -> SketchSegmentation:
-        return SketchSegmentation(folder, size, names, seed, repeats, limit)
-
+    data = SketchSegmentation(folder, size, seed=seed, limit=limit)
     return TaskData(
         "query_segmentation",
         source,
         size,
-        train=pairs(seen, REPEATS),
-        fit=pairs(seen),
-        test=pairs(unseen),
+        train=data.only(seen, REPEATS),
+        fit=data.only(seen),
+        test=data.only(unseen),
         categories=tuple(unseen),
         measures=("foreground IoU", "mIoU", "pixel accuracy"),
     )
@@ -236,6 +233,36 @@ def _first(items: list[Item], limit: int | None) -> list[Item]:
         if seen[item.category] <= limit:
             kept.append(item)
     return kept
+
+
+def _held_out_rows(
+    seed: int, categories: Sequence[str], labels: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether each drawing ``[N]`` is held out, by the name of its class and its row there."""
+    counts = np.bincount(labels, minlength=len(categories)).tolist()
+    named = zip(categories, counts, strict=True)
+    held_out = np.empty(len(labels), dtype=bool)
+    held_out[np.argsort(labels, kind="stable")] = np.concatenate(
+        [_shares(seed_of(seed, name), count) < HELD_OUT for name, count in named]
+    )
+    return held_out
+
+
+def _shares(seed: int, count: int) -> NDArray[np.float64]:
+    """The first ``count`` numbers of SplitMix64, in 0..1: a hash that millions of rows can afford.
+
+    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    mixed = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN_GAMMA)
+    mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    shares: NDArray[np.float64] = (mixed ^ mixed >> np.uint64(31)) / 2.0**64
+    return shares
+
+
+def _places(chosen: NDArray[np.bool_]) -> array[int]:
+    """Where it is true, in 8 bytes each; a list of as many integers takes five times as much."""
+    return array("q", np.flatnonzero(chosen).astype(np.int64).tobytes())
 
 
 def _folder(source: str) -> Path:

@@ -18,6 +18,7 @@ or all with ``gsutil -m cp 'gs://quickdraw_dataset/full/simplified/*.ndjson' FOL
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,12 @@ class QuickDraw(Dataset[dict[str, Any]]):
             image = Image.fromarray(drawing).convert("RGB")
         label = int(self.labels[index])
         return {"image": self.transform(image), "label": label, "key": key}
+
+    def restyled(self, style: StrokeStyle) -> QuickDraw:
+        """The same drawings in another style; no file is scanned for them again."""
+        other = copy(self)
+        other.style = style
+        return other
 
 
 def _layout(root: Path) -> type[Drawings]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +104,36 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
             wanted = {name: left for name, left in wanted.items() if left}
             if not wanted:
                 break
+        self._label()
+
+    def only(self, categories: Sequence[str], repeats: int = 1) -> SketchSegmentation:
+        """The photos that hold some of the categories, asked for these; no mask is read anew.
+
+        Args:
+            categories: Categories of this data set, in the order of the labels.
+            repeats: Times that every photo is asked for every category.
+
+        Raises:
+            ValueError: Other categories, none, or no photo holds any of them.
+        """
+        if not categories or not set(categories) <= set(self.categories):
+            raise ValueError(
+                f"expected some of {', '.join(self.categories)}, got {list(categories)}."
+            )
+        part = copy(self)
+        part.categories, part.repeats = label_names((), categories), repeats
+        part.sketches = {name: self.sketches[name] for name in part.categories}
+        part.queries = [query for query in self.queries if query[1] in part.sketches]
+        part._label()
+        return part
+
+    def _label(self) -> None:
         if not self.queries:
             raise ValueError(
                 f"no photo in {self.root / 'photos'} holds any of {', '.join(self.categories)}."
             )
-        self.labels = torch.tensor([self.categories.index(n) for _, n in self.queries] * repeats)
+        labels = [self.categories.index(name) for _, name in self.queries]
+        self.labels = torch.tensor(labels * self.repeats)
 
     def __len__(self) -> int:
         return len(self.queries) * self.repeats

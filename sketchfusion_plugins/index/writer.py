@@ -39,7 +39,9 @@ from sketchfusion_plugins.index.reader import SketchIndex, unit_vectors
 from sketchfusion_plugins.index.rows import read_blocks, sample_vectors
 
 LOCK = "write.lock"
-# Shards of more rows are never rewritten; smaller ones are merged like the digits of a counter.
+# Shards are merged like the digits of a counter, in memory, up to so many bytes of vectors; and up
+# to so many rows, whose texts narrow vectors leave uncounted.
+LARGEST_MERGED_BYTES = 2**28
 LARGEST_MERGED_ROWS = 2**18
 
 
@@ -48,8 +50,9 @@ class IndexWriter:
 
     ``add`` only collects; ``commit`` makes everything collected durable at once, or nothing. A
     commit writes the new rows, now and then with some former ones: of n rows each is rewritten
-    log2(n) times at most. FAISS's structures are extended when a tenth more rows (at least 10,000)
-    has come; until then the new rows, and small indexes altogether, are searched exactly.
+    log2(n) times at most, and no more than 256 MiB of vectors at once. FAISS's structures are
+    extended when a tenth more rows (at least 10,000) has come; until then the new rows, and small
+    indexes altogether, are searched exactly.
 
     Leaving the block by an error discards what was not committed. Locks are the operating system's
     and end with the process.
@@ -227,7 +230,8 @@ class IndexWriter:
         """Shards to keep, and trailing ones no larger than what would be merged with them."""
         shards = self.manifest.shards
         kept = len(shards)
-        while kept and shards[kept - 1].rows <= min(rows, LARGEST_MERGED_ROWS):
+        most = min(LARGEST_MERGED_ROWS, LARGEST_MERGED_BYTES // (4 * self.manifest.dim))
+        while kept and shards[kept - 1].rows <= min(rows, most - rows):
             kept -= 1
             rows += shards[kept].rows
         return shards[:kept], shards[kept:]

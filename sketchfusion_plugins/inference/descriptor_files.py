@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from io import FileIO
+from collections.abc import Iterable, Sequence
+from io import BufferedReader, FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -117,7 +117,12 @@ class DescriptorWriter:
                 "file."
             )
         self._file.seek(0)
-        known, end = _read_lines(self._file, self.path, self.model)
+        lines = BufferedReader(self._file)
+        try:
+            known, end = _read_lines(lines, self.path, self.model)
+        finally:
+            # Else the file would be closed with the buffer.
+            lines.detach()
         self._file.truncate(end)
         return known
 
@@ -131,7 +136,7 @@ def known_paths(path: Path, model: str) -> frozenset[str]:
     """
     if path.suffix.lower() != ".jsonl" or not path.exists():
         return frozenset()
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb") as file:
         return _read_lines(file, path, model)[0]
 
 
@@ -175,10 +180,10 @@ def _require_pyarrow() -> Any:
     return pyarrow
 
 
-def _read_lines(file: FileIO, path: Path, model: str) -> tuple[frozenset[str], int]:
+def _read_lines(lines: Iterable[bytes], path: Path, model: str) -> tuple[frozenset[str], int]:
     """Paths in a file, and where its last whole line ends."""
     known, end = set(), 0
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(lines, 1):
         # A line that a crash cut off begins as ours do; anything else is not ours to cut.
         cut = not line.endswith(b"\n") and line[: len(LINE_START)] == LINE_START[: len(line)]
         try:

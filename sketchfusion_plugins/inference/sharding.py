@@ -5,7 +5,8 @@ Launch a command with ``torchrun`` or ``accelerate launch`` and its work is shar
     torchrun --nproc-per-node 8 -m sketchfusion_plugins features photos --model ... --out ...
 
 Every process keeps what it has done in a file beside the result, so nothing is lost with a process;
-launched again, with as many processes or fewer, the command goes on.
+launched again, with as many processes or fewer, the command goes on. Processes on several machines
+need a folder that all of them share.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -29,6 +31,21 @@ from sketchfusion_plugins.problems import Problems
 
 # A process that died is noticed at once; this is for one that hangs, or has the slowest disk.
 LONGEST_WAIT = timedelta(hours=6)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a process has done.
+
+    Attributes:
+        part: Name of its file.
+        rows: Pictures in it, those of former launches included.
+        skipped: Files of its share that are no pictures.
+    """
+
+    part: str
+    rows: int
+    skipped: int
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,17 @@ class Ranks:
         if self.world_size > 1:
             torch.distributed.barrier()
 
+    def gather(self, report: Report) -> list[Report]:
+        """Everybody's report, by rank, when every process has come this far.
+
+        Raises:
+            RuntimeError: See `wait`.
+        """
+        reports = [report] * self.world_size
+        if self.world_size > 1:
+            torch.distributed.all_gather_object(reports, report)
+        return reports
+
     def __enter__(self) -> Ranks:
         if self.world_size > 1:
             # Nothing is computed together: the connections only tell who is done or dead.
@@ -131,7 +159,8 @@ def describe_together(
         nothing.
 
     Raises:
-        OSError: A part cannot be read or written.
+        OSError: A part cannot be read or written, or the first process does not see what others
+            wrote.
         RuntimeError: Another process has died.
         ValueError: A part is of another model.
     """
@@ -152,12 +181,15 @@ def describe_together(
         if number // batch_size % ranks.world_size == ranks.rank and str(path) not in known
     ]
     part = result.with_name(f"{result.name}.rank-{ranks.rank}.jsonl")
+    skipped_before = len(problems.found)
     with DescriptorWriter(part, fingerprint) as writer:
+        rows = len(writer.known)
         for readable, descriptors in describe_files(model, share, size, problems, **options):
             writer.add(readable, descriptors)
-    ranks.wait()
+            rows += len(readable)
+    reports = ranks.gather(Report(part.name, rows, len(problems.found) - skipped_before))
     if ranks.is_first:
-        yield from _collect(_parts(result), paths, batch_size)
+        yield from _collect(result, reports, paths, batch_size)
 
 
 def forget_parts(ranks: Ranks, result: Path) -> None:
@@ -173,11 +205,12 @@ def _parts(result: Path) -> list[Path]:
 
 
 def _collect(
-    parts: Sequence[Path], paths: Sequence[Path], batch_size: int
+    result: Path, reports: Sequence[Report], paths: Sequence[Path], batch_size: int
 ) -> Iterator[tuple[list[Path], Tensor]]:
     """Descriptors of the parts in the order of ``paths``."""
     places: dict[str, tuple[int, int]] = {}
-    files = [part.open("rb") for part in parts]
+    rows: Counter[str] = Counter()
+    files = [part.open("rb") for part in _parts(result)]
     try:
         for number, file in enumerate(files):
             offset = 0
@@ -186,15 +219,34 @@ def _collect(
                     break  # of a process that was killed
                 places[json.loads(line)["path"]] = (number, offset)
                 offset += len(line)
+                rows[Path(file.name).name] += 1
+        _check_complete(result, reports, rows, sum(str(path) not in places for path in paths))
         for start in range(0, len(paths), batch_size):
             present = [path for path in paths[start : start + batch_size] if str(path) in places]
-            rows = []
+            found = []
             for path in present:
                 number, offset = places[str(path)]
                 files[number].seek(offset)
-                rows.append(json.loads(files[number].readline())["descriptor"])
-            if rows:
-                yield present, torch.tensor(rows)
+                found.append(json.loads(files[number].readline())["descriptor"])
+            if found:
+                yield present, torch.tensor(found)
     finally:
         for file in files:
             file.close()
+
+
+def _check_complete(
+    result: Path, reports: Sequence[Report], rows: Mapping[str, int], absent: int
+) -> None:
+    """Refuse to take parts for all there is when machines keep theirs in folders of their own."""
+    lacking = [report for report in reports if rows.get(report.part, 0) < report.rows]
+    lost = absent - sum(report.skipped for report in reports)
+    if not lacking and lost <= 0:
+        return
+    told = [f"{r.part} ({rows.get(r.part, 0)} of {r.rows} pictures)" for r in lacking]
+    raise OSError(
+        f"{result.absolute().parent} lacks what other processes described: "
+        f"{', '.join(told) or f'{lost} pictures'}. Nothing was deleted. Give --out in a folder "
+        "that all machines share, copy the files *.rank-*.jsonl of all machines there to keep what "
+        "was done, and launch the command again."
+    )

@@ -92,6 +92,20 @@ def test_zero_shot_asks_for_some_categories(root: Path) -> None:
         SketchSegmentation(root, 0)
 
 
+def test_a_part_is_what_its_categories_alone_would_be(root: Path) -> None:
+    whole = SketchSegmentation(root, 16, progress=False)
+    part = whole.only(["dog"], repeats=3)
+    alone = SketchSegmentation(root, 16, ["dog"], repeats=3, progress=False)
+    assert len(part) == len(alone) == 6 and part.labels.tolist() == alone.labels.tolist()
+    assert [part[i]["key"] for i in range(6)] == [alone[i]["key"] for i in range(6)]
+    assert len(whole) == 3
+    with pytest.raises(ValueError, match="holds any of owl"):
+        whole.only(["owl"])
+    for wrong in (["cow"], []):
+        with pytest.raises(ValueError, match="expected some of cat, dog, owl, got"):
+            whole.only(wrong)
+
+
 @pytest.mark.parametrize("missing", ["classes.json", "photos", "masks/both.png", "sketches"])
 def test_missing_files_say_how_they_should_lie(root: Path, missing: str) -> None:
     (root / missing).rename(root / "elsewhere")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
+from sketchfusion_plugins.data.folder_tasks import _shares
 from sketchfusion_plugins.data.sources import SOURCES, load_task_data
 from sketchfusion_plugins.data.task_data import TaskData
 from sketchfusion_plugins.data.zero_shot import split_categories, unseen_classes
@@ -240,6 +243,64 @@ def test_recognition_holds_out_pictures_of_known_classes(
         # Two sketches of one photo lie on the same side.
         photos = [{key.rsplit("-", 1)[0] for key in part} for part in (fit, test)]
         assert not photos[0] & photos[1]
+
+
+def write_bitmaps(root: Path, *names: str) -> str:
+    for name in names:
+        np.save(root / f"{name}.npy", np.zeros((400, 784), np.uint8))
+    return f"quickdraw:{root}"
+
+
+def test_a_drawing_stays_on_its_side_whatever_the_limit_and_the_classes(tmp_path: Path) -> None:
+    source = write_bitmaps(tmp_path, "cat", "dog", "owl")
+    all_of_them = load_task_data("recognition", source, SIZE)
+    held_out = keys(all_of_them.test)
+    assert len(held_out) == len(all_of_them.test) and not held_out & keys(all_of_them.fit)
+    # 400 throws at 0.3 lie within 5 standard deviations of 120, and no class repeats another.
+    rows = {
+        n: {k.split("/")[1] for k in held_out if k.startswith(n)} for n in ("cat", "dog", "owl")
+    }
+    assert all(74 <= len(part) <= 166 for part in rows.values())
+    assert rows["cat"] != rows["dog"] != rows["owl"] != rows["cat"]
+    for limit in (100, 200):
+        few = load_task_data("recognition", source, SIZE, limit=limit)
+        assert keys(few.test) == {k for k in held_out if int(k.split("/")[1]) < limit}
+    write_bitmaps(tmp_path, "ant", "cow", "fly")
+    assert held_out == {
+        key
+        for key in keys(load_task_data("recognition", source, SIZE).test)
+        if key.split("/")[0] in rows
+    }
+    assert keys(load_task_data("recognition", source, SIZE, seed=1).test) != held_out
+
+
+def test_the_rows_held_out_are_those_of_splitmix64() -> None:
+    # The first numbers of seed 1234567, from the generator's reference implementation.
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert (_shares(1234567, 3) * 2.0**64).tolist() == [float(number) for number in expected]
+
+
+@pytest.mark.parametrize(
+    ("task", "source", "module", "reader", "files"),
+    [
+        ("recognition", "quickdraw", "quickdraw_sources", "_starts", 3),
+        ("query_segmentation", "folders", "segmentation_pairs", "read_mask", 4),
+    ],
+)
+def test_loading_reads_every_file_once(
+    task: str,
+    source: str,
+    module: str,
+    reader: str,
+    files: int,
+    source_of: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    home = importlib.import_module(f"sketchfusion_plugins.data.{module}")
+    read = Mock(wraps=getattr(home, reader))
+    monkeypatch.setattr(home, reader, read)
+    load_task_data(task, source_of(source), SIZE)
+    assert read.call_count == files
 
 
 @pytest.mark.parametrize("name", [n for n in SOURCES["retrieval"] if n != "openmoji"])

@@ -170,6 +170,30 @@ def test_large_shards_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(first.search_rows(make_vectors(24), 1)[1][:, 0], range(24))
 
 
+@pytest.mark.parametrize(
+    ("limit", "value"), [("LARGEST_MERGED_BYTES", 4 * DIM * 4), ("LARGEST_MERGED_ROWS", 4)]
+)
+def test_merging_makes_no_larger_shard_than_the_limit(
+    limit: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, limit, value, raising=False)
+    vectors = make_vectors(16)
+    with IndexWriter.create(tmp_path / "ones", DIM) as index:
+        for row in range(13):
+            index.add(vectors[row : row + 1], [str(row)])
+            index.commit()
+    reader = SketchIndex.open(tmp_path / "ones")
+    assert [shard.rows for shard in reader.manifest.shards] == [4, 4, 4, 1]
+    np.testing.assert_array_equal(reader.search_rows(vectors[:13], 1)[1][:, 0], range(13))
+    # Each is smaller than the one before, so the last could take all of them with it.
+    with IndexWriter.create(tmp_path / "falling", DIM) as index:
+        for start, stop in ((0, 4), (4, 7), (7, 9), (9, 13)):
+            index.add(vectors[start:stop], [str(row) for row in range(start, stop)])
+            index.commit()
+    reader = SketchIndex.open(tmp_path / "falling")
+    assert [shard.rows for shard in reader.manifest.shards] == [4, 3, 2, 4]
+
+
 @pytest.mark.usefixtures("small_structures")
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_structures_are_extended_when_enough_rows_came(kind: str, tmp_path: Path) -> None:

@@ -10,8 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from sketchfusion_plugins.inference.descriptor_files import DescriptorWriter, check_target
+from sketchfusion_plugins.inference.descriptor_files import (
+    DescriptorWriter,
+    check_target,
+    known_paths,
+)
 
+SYSTEM_CALLS = Path("/proc/self/io")
 VALUES = torch.tensor([[0.1, -2.5], [3.0, 1e-7], [0.0, 1.0]])
 
 
@@ -42,6 +47,28 @@ def test_a_line_cut_short_by_a_crash_is_written_again(tmp_path: Path, cut: int) 
         assert writer.known == {"x.png"}
         writer.add(["y.png"], VALUES[1:2])
     assert path.read_bytes() == whole
+
+
+@pytest.mark.skipif(not SYSTEM_CALLS.exists(), reason="Linux alone counts a process's reads")
+def test_what_is_there_is_read_in_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    names = [f"{number}.png" for number in range(100)]
+    with DescriptorWriter(path, "model") as writer:
+        writer.add(names, torch.rand(100, 256))
+    before = _reads()
+    assert known_paths(path, "model") == set(names)
+    with DescriptorWriter(path, "model") as writer:
+        assert writer.known == set(names)
+        writer.add(["z.png"], VALUES[:1])
+    # Two readings in blocks of the platform's choice; byte by byte it were hundreds of thousands.
+    assert _reads() - before < 2 * path.stat().st_size / 512
+    assert known_paths(path, "model") == {*names, "z.png"}
+
+
+def _reads() -> int:
+    """Read calls of this process to the operating system."""
+    counts = dict(line.split(": ") for line in SYSTEM_CALLS.read_text().splitlines())
+    return int(counts["syscr"])
 
 
 @pytest.mark.parametrize(

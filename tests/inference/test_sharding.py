@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,12 @@ from safetensors import safe_open
 from sketchfusion_plugins.index import SketchIndex
 from sketchfusion_plugins.inference.descriptor_files import DescriptorWriter
 from sketchfusion_plugins.inference.models import open_model
-from sketchfusion_plugins.inference.sharding import Ranks, describe_together, forget_parts
+from sketchfusion_plugins.inference.sharding import (
+    Ranks,
+    Report,
+    describe_together,
+    forget_parts,
+)
 from sketchfusion_plugins.problems import Problems
 
 TINY = ("--model", "tiny", "--weights", "random", "--size", "64", "--batch-size", "3")
@@ -122,6 +129,88 @@ def test_parts_of_another_model_are_refused(pictures: Path, tmp_path: Path) -> N
                 fingerprint="mine",
             )
         )
+
+
+@dataclass(frozen=True)
+class TwoMachines(Ranks):
+    """The first of two processes; the second says that it wrote five pictures elsewhere."""
+
+    world_size: int = 2
+
+    def wait(self) -> None:
+        pass
+
+    def gather(self, report: Report) -> list[Report]:
+        return [report, Report("a.jsonl.rank-1.jsonl", 5, 0)]
+
+
+@pytest.mark.parametrize(
+    ("left", "message"),
+    [
+        (0, r"rank-1\.jsonl \(0 of 5 pictures\)"),
+        (4, r"rank-1\.jsonl \(4 of 5 pictures\)"),
+        (9, r"described: 5 pictures\. Nothing was deleted\. Give --out in a folder that all"),
+    ],
+)
+def test_parts_that_others_wrote_elsewhere_are_missed(
+    pictures: Path, tmp_path: Path, left: int, message: str
+) -> None:
+    # What lies in the second's place, if anything, is of a former launch with other pictures.
+    part = tmp_path / "a.jsonl.rank-1.jsonl"
+    if left:
+        with DescriptorWriter(part, "mine") as writer:
+            writer.add([f"former-{number}.png" for number in range(left)], torch.zeros(left, 2))
+    found = describe_together(
+        TwoMachines(),
+        open_model("pixels"),
+        sorted(pictures.iterdir()),
+        64,
+        Problems(),
+        result=tmp_path / "a.jsonl",
+        fingerprint="mine",
+        batch_size=3,
+    )
+    with pytest.raises(OSError, match=message):
+        next(found)
+    assert (tmp_path / "a.jsonl.rank-0.jsonl").read_text().count("\n") == 6
+    assert part.exists() == bool(left)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("features",), pytest.param(("index", "build"), marks=pytest.mark.slow)],
+    ids=["features", "index"],
+)
+def test_machines_without_a_common_folder_are_told(
+    pictures: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = [tmp_path / f"machine-{rank}" for rank in range(2)]
+    runs = []
+    for rank, folder in enumerate(machines):
+        folder.mkdir()
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        options = ["--model", "pixels", "--size", "64", "--batch-size", "3", "--out", "a.jsonl"]
+        runs.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "sketchfusion_plugins", *command, pictures, *options],
+                cwd=folder,
+                env={**os.environ, **ENVIRONMENT, **address, "RANK": str(rank), "WORLD_SIZE": "2"},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    errors = [run.communicate(timeout=240)[1] for run in runs]
+    assert all(run.returncode for run in runs)
+    assert f"{machines[0]} lacks what other processes described" in errors[0]
+    assert "a.jsonl.rank-1.jsonl (0 of 5 pictures)" in errors[0]
+    counts = [
+        (folder / f"a.jsonl.rank-{rank}.jsonl").read_text().count("\n")
+        for rank, folder in enumerate(machines)
+    ]
+    assert counts == [6, 5]
 
 
 def test_alone_leaves_no_parts(pictures: Path, tmp_path: Path) -> None:
