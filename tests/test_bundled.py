@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -18,7 +19,12 @@ from torch import nn
 from sketchfusion_plugins import SketchFusionEncoder, preset
 from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, MisfitError, read_config
 from sketchfusion_plugins.checkpoint import adapter_state, fingerprint, load_adapters
-from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, WEIGHTS_FOLDER, bundled_weights
+from sketchfusion_plugins.hub import (
+    BUNDLED_WEIGHTS,
+    WEIGHTS_FOLDER,
+    bundled_weights,
+    read_architecture,
+)
 from sketchfusion_plugins.inference.identity import identify
 from sketchfusion_plugins.inference.models import config_of, default_size, open_model
 
@@ -32,6 +38,13 @@ WHEEL = 25_000_000
 def encoder() -> SketchFusionEncoder:
     """The packaged fusion; to be read only."""
     return SketchFusionEncoder.from_pretrained(ADAPTERS).eval()
+
+
+def test_random_builds_have_the_settings_of_the_weights() -> None:
+    """Else a full state dict, loaded into one, would compute something else."""
+    architecture = read_architecture("sketchfusion/tiny-diffusion")
+    vae = json.loads((FOLDER / "diffusion" / "vae" / "config.json").read_text())
+    assert architecture["vae"]["scaling_factor"] == vae["scaling_factor"]
 
 
 def _encoder_in(model: nn.Module) -> SketchFusionEncoder:

@@ -395,6 +395,19 @@ FOUNDATION_CASES: dict[str, dict[str, Any]] = {
 }
 
 
+def test_a_model_around_the_encoder_can_be_given(
+    build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    model = nn.Sequential(build())
+    expected = model(sketches(2))
+    use_cache(model, store)
+    assert _same(model(sketches(2)), expected) and len(store) == 2
+    use_cache(model, None)
+    assert type(model[0]) is SketchFusionEncoder
+    with pytest.raises(TypeError, match="one SketchFusionEncoder inside, got 0"):
+        use_cache(nn.Linear(2, 2), store)
+
+
 @pytest.mark.parametrize("case", FOUNDATION_CASES)
 def test_training_is_the_same_to_the_last_bit_and_second_epochs_skip_both_encoders(
     case: str, build: Any, sketches: Any, store: FeatureStore

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from sketchfusion_plugins import CheckpointError, SketchFusionEncoder, preset
-from sketchfusion_plugins.adapter_file import CONFIG_FILE, WEIGHTS_FILE, read_config
+from sketchfusion_plugins.adapter_file import CONFIG_FILE, WEIGHTS_FILE, locate, read_config
 from sketchfusion_plugins.checkpoint import (
     adapter_state,
     find_encoder,
@@ -736,3 +736,11 @@ def test_from_the_hub(saved: Path, build: Any, monkeypatch: pytest.MonkeyPatch) 
     again = SketchFusionEncoder.from_pretrained("me/sketches", revision="v1")
     _assert_same(again, _snapshot(build(seed=1)))
     assert set(asked) == {("me/sketches", WEIGHTS_FILE, "v1")}
+
+
+def test_a_work_directory_points_to_its_adapters(tmp_path: Path) -> None:
+    inner = tmp_path / "adapters"
+    inner.mkdir()
+    (inner / "adapters.safetensors").touch()
+    with pytest.raises(OSError, match=re.escape(f"Did you mean {inner}?")):
+        locate(tmp_path, None)

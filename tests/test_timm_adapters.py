@@ -234,6 +234,16 @@ def test_segmentation_models_pytorch_encoder() -> None:
     assert not any(".semantic." in name or ".denoiser." in name for name in trained)
 
 
+def test_segmentation_models_pytorch_has_the_trained_weights() -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    model = smp.Unet("tu-sketchfusion_tiny", encoder_weights=True, classes=4).eval()
+    trained = timm.create_model("sketchfusion_tiny", pretrained=True, features_only=True).eval()
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        for got, expected in zip(model.encoder(image)[-4:], trained(image), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
 def test_save_and_load_through_timm(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = timm.create_model(TINY, num_classes=5, changes={"injection__init": "official"}).eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,13 @@ def test_samples_are_what_the_tasks_read(
     for part, wanted in [*((p, images) for p in parts), (data.test, tested)]:
         batch = default_collate([part[index] for index in range(2)])
         for key in wanted:
-            assert batch[key].shape == (2, 3, SIZE, SIZE)
+            # OpenMoji's scenes are of pictures two by two.
+            side = (
+                2 * SIZE
+                if (task, name, key) == ("query_segmentation", "openmoji", "photo")
+                else SIZE
+            )
+            assert batch[key].shape == (2, 3, side, side)
             assert batch[key].dtype == torch.float32
             assert -1 <= batch[key].min() < batch[key].max() <= 1
     if task == "correspondence":
@@ -434,6 +441,7 @@ def test_two_steps_of_training_and_evaluation(
     [
         ("juggling", "openmoji", ValueError, "unknown task 'juggling'; choose one of recognition"),
         ("retrieval", "psc6k:/data", ValueError, "retrieval has no data source 'psc6k'; choose"),
+        ("recognition", "cls", ValueError, "after a colon (all but openmoji), such as 'quickdraw:"),
         ("recognition", "sketchy", ValueError, "'openmoji' or a name with its folder, such as"),
         ("recognition", "sketchy:", ValueError, "got 'sketchy:'"),
         ("recognition", "openmoji:/data", ValueError, "got 'openmoji:/data'"),
@@ -442,7 +450,7 @@ def test_two_steps_of_training_and_evaluation(
 def test_wrong_sources_are_refused(
     task: str, source: str, error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=re.escape(message)):
         load_task_data(task, source)
 
 
@@ -450,6 +458,7 @@ def test_wrong_sources_are_refused(
     ("task", "limit", "message"),
     [
         ("retrieval", 1, "0 held out of 1; raise the limit"),
+        ("recognition", 40, "fewer than two subgroups .* raise it to 200 or more"),
         ("query_segmentation", 16, "limit 16 leaves too few drawings .* expected 5 or more"),
     ],
 )
@@ -465,6 +474,17 @@ def test_a_limit_that_leaves_nothing_to_judge_is_refused(tmp_path: Path) -> None
     parts = r"nothing for the part '(train|test|fit)' of recognition\. Raise the limit"
     with pytest.raises(ValueError, match=parts):
         load_task_data("recognition", f"quickdraw:{tmp_path}", SIZE, limit=1)
+
+
+def test_a_search_among_pictures_of_one_class_is_refused(tmp_path: Path) -> None:
+    for side in ("sketches", "photos"):
+        for name in ("cat", "dog", "owl"):
+            folder = tmp_path / side / name
+            folder.mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (SIZE, SIZE), "white").save(folder / f"{number}.png")
+    with pytest.raises(ValueError, match=r"by label needs 4 classes.* has 3 with photos"):
+        load_task_data("retrieval", f"paired:{tmp_path}", SIZE)
 
 
 @pytest.mark.parametrize(("task", "name"), FOLDERS)
