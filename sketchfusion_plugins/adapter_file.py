@@ -187,6 +187,9 @@ def read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Te
         if not isinstance(description["prefix"], str):
             raise TypeError(f"prefix is {description['prefix']!r}")
         _ = [description["foundations"][key] for key in FOUNDATION_KEYS]
+        settings = description["foundations"].get("settings", {})
+        if not (isinstance(settings, dict) and all(_is_numbers(v) for v in settings.values())):
+            raise TypeError(f"settings of foundations are {settings!r}")
     except (json.JSONDecodeError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} has an unreadable description: {error!r}.") from error
     return description, state
@@ -205,6 +208,10 @@ def parse_config(path: Path, description: dict[str, Any]) -> EncoderConfig:
             f"{path} has a configuration that this version does not read: {error} It was written "
             f"by version {description.get('sketchfusion_plugins')}."
         ) from error
+
+
+def _is_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) in (int, float) for value in values)
 
 
 def _describe(source: str | Path, revision: str | None) -> tuple[Path, dict[str, Any]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sketchfusion_plugins.hub import BUNDLED_WEIGHTS
+from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, cached_snapshots
 from sketchfusion_plugins.presets import PRESETS
 
 Whereabouts = Literal["bundled", "cached", "missing"]
@@ -78,12 +78,14 @@ class CatalogueEntry:
             ImportError: ``cache`` is None and huggingface_hub cannot be imported.
         """
         config = PRESETS[self.preset]
-        pipeline = ("unet/*.safetensors", "vae/*.safetensors")
+        names = ("config.json", "diffusion_pytorch_model.safetensors")
+        pipeline = tuple(f"{part}/{name}" for part in ("unet", "vae") for name in names)
         found = [_look("diffusion", config.diffusion.source, pipeline, cache)]
         if config.diffusion.unet_file is not None:
             owner, repository, file = config.diffusion.unet_file.split("/", 2)
             found.append(_look("UNet", f"{owner}/{repository}", (file,), cache))
-        found.append(_look("semantic", config.semantic.source, ("*.safetensors",), cache))
+        clip = ("config.json", "model.safetensors")
+        found.append(_look("semantic", config.semantic.source, clip, cache))
         if f"sketchfusion/{self.preset}" in BUNDLED_WEIGHTS:
             found.append(_look("adapters", f"sketchfusion/{self.preset}", (), cache))
         return tuple(found)
@@ -118,7 +120,7 @@ def hub_cache() -> Path:
 
 
 def _look(part: str, source: str, wanted: tuple[str, ...], cache: Path | None) -> Weights:
-    """Where a source's weights are; ``wanted`` are patterns of files within a repository."""
+    """Where a source's weights are; ``wanted`` are files of a repository, weights last."""
     licence = LICENCES[source]
     bundled = BUNDLED_WEIGHTS.get(source)
     if bundled is not None:
@@ -127,9 +129,15 @@ def _look(part: str, source: str, wanted: tuple[str, ...], cache: Path | None) -
         return Weights(
             part, source, licence, "bundled" if there else "missing", bundled if there else None
         )
-    folder = (cache or hub_cache()) / f"models--{source.replace('/', '--')}" / "snapshots"
-    for snapshot in sorted(folder.glob("*")):
+    snapshots = cached_snapshots(source, cache)
+    main = snapshots.get("main")
+    if main is not None:
         # A link whose download was broken off points to nothing.
-        if all(any(path.is_file() for path in snapshot.glob(pattern)) for pattern in wanted):
-            return Weights(part, source, licence, "cached", snapshot)
+        lost = [name for name in wanted if not (main / name).is_file()]
+        if not lost:
+            return Weights(part, source, licence, "cached", main)
+        if part == "semantic" and lost == [wanted[-1]]:
+            for converted in snapshots.values():
+                if (converted / lost[0]).is_file():
+                    return Weights(part, source, licence, "cached", converted)
     return Weights(part, source, licence, "missing")

@@ -28,6 +28,7 @@ from sketchfusion_plugins.adapter_file import (
 )
 from sketchfusion_plugins.files import write_safetensors, write_text
 from sketchfusion_plugins.fingerprint import fingerprint_modules, plain_name, sample_modules
+from sketchfusion_plugins.foundation_settings import describe_difference, read_settings
 
 if TYPE_CHECKING:
     from sketchfusion_plugins.encoder import SketchFusionEncoder
@@ -127,6 +128,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
             "semantic_revision": semantic.revision,
             "weights": encoder.config.weights,
             "fingerprint": fingerprint(encoder),
+            "settings": read_settings(encoder),
         },
         "config": encoder.config.to_dict(),
     }
@@ -192,6 +194,10 @@ def load_adapters(
     holds_foundations = unfrozen or any(name.startswith(inner) for name in tensors)
     if not holds_foundations:
         _check_foundations(path, description["foundations"], encoder)
+    # Not even a file that holds foundations holds these.
+    difference = describe_difference(description["foundations"].get("settings", {}), encoder)
+    if difference:
+        raise MisfitError(f"{path} {difference}")
     expected = _state(module, with_foundations=holds_foundations)
     if strict:
         _check_tensors(path, tensors, expected)

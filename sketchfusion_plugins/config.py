@@ -29,7 +29,8 @@ class DiffusionConfig:
         unet_file: Safetensors file whose UNet weights replace those of ``source``: a local path,
             or ``owner/repository/file.safetensors`` on the hub. CleanDIFT ships its weights so.
         timestep: Noise level of the step, 0 to the scheduler's last. The paper uses 195 of 1000.
-        noise_free: Feed clean latents. Right for CleanDIFT's weights, costs accuracy with others.
+        noise_free: Feed clean latents; the UNet is still told ``timestep``. Right for CleanDIFT's
+            weights, which were made for 261, and costs accuracy with others.
         ensemble: Noise draws averaged per image. The released code uses 32, we default to 1.
         ensemble_chunk: Noise draws run through the UNet in one batch.
         posterior: ``"mode"`` of the VAE's posterior (deterministic), or a seeded ``"sample"``.

@@ -16,6 +16,14 @@ def plain_name(name: str) -> str:
     return name.replace("_orig_mod.", "")
 
 
+def sample_values(tensor: Tensor) -> Tensor:
+    """At most 16 evenly spaced values of a tensor, on the CPU."""
+    flat = tensor.detach().flatten()
+    count = min(SAMPLES_PER_TENSOR, flat.numel())
+    index = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
+    return flat[index.to(flat.device)].cpu()
+
+
 def sample_modules(
     modules: Mapping[str, nn.Module], origins: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
@@ -35,10 +43,7 @@ def sample_modules(
     for name, module in modules.items():
         state = {plain_name(key): tensor for key, tensor in module.state_dict().items()}
         for key, tensor in sorted(state.items()):
-            flat = tensor.detach().flatten()
-            count = min(SAMPLES_PER_TENSOR, flat.numel())
-            index = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
-            values = flat[index.to(flat.device)].cpu()
+            values = sample_values(tensor)
             title = f"{name}.{key}{tuple(tensor.shape)}"
             origin = origins.get(title)
             samples[title] = values if origin is None or _differs(values, origin) else origin

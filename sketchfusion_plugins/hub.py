@@ -83,7 +83,8 @@ def explain_loading(part: str, source: str, revision: str | None) -> Iterator[No
             f"could not load the {part} from {where!r}: {reason} "
             "Expected a Hugging Face id that is reachable or already cached, or a local folder in "
             "the library's layout, with safetensors weights. Pickled weights (.bin, .pt) are "
-            "refused unless allow_pickle=True."
+            "refused. In Python, SketchFusionEncoder(config, allow_pickle=True) reads those of "
+            "foundations that you trust; commands do not."
         ) from error
 
 
@@ -161,6 +162,34 @@ def find_optional_file(source: str, filename: str, revision: str | None) -> Path
         ) from error
     except EntryNotFoundError:
         return None
+
+
+def cached_snapshots(source: str, cache: Path | None = None) -> dict[str, Path]:
+    """Folders of Hugging Face's cache that a repository may be loaded from, by revision.
+
+    They are ``main`` and, highest number first, ``refs/pr/N``: there transformers keeps weights
+    that the hub converted to safetensors for it, and does not look for them offline.
+
+    Args:
+        source: Id of the repository.
+        cache: Folder of the cache; None for the one that Hugging Face's library uses.
+
+    Raises:
+        ImportError: ``cache`` is None and huggingface_hub cannot be imported.
+    """
+    if cache is None:
+        from huggingface_hub import constants
+
+        cache = Path(constants.HF_HUB_CACHE)
+    folder = cache / f"models--{source.replace('/', '--')}"
+    requests = (path.name for path in (folder / "refs/refs/pr").glob("*") if path.name.isdigit())
+    numbers = sorted(requests, key=int, reverse=True)
+    found = {}
+    for revision in ("main", *(f"refs/pr/{number}" for number in numbers)):
+        reference = folder / "refs" / revision
+        if reference.is_file():
+            found[revision] = folder / "snapshots" / reference.read_text(encoding="utf-8").strip()
+    return found
 
 
 def fetch_file(location: str) -> Path:

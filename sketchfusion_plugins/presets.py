@@ -28,7 +28,8 @@ PRESETS: dict[str, EncoderConfig] = {
         diffusion=DiffusionConfig(
             unet_file="CompVis/cleandift/cleandift_sd21_unet.safetensors",
             noise_free=True,
-            timestep=0,
+            # The constant that its authors' training and extraction tell the UNet (`t_init`).
+            timestep=261,
         )
     ),
     "small": EncoderConfig(

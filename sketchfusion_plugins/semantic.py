@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sketchfusion_plugins.config import SemanticConfig
 from sketchfusion_plugins.hub import (
     bundled_architectures,
+    cached_snapshots,
     explain_loading,
     find_optional_file,
     read_architecture,
@@ -181,9 +182,8 @@ def load_semantic(
         model = CLIPVisionModel(CLIPVisionConfig(**vision)).to(dtype)
     else:
         with explain_loading("CLIP image encoder", config.source, config.revision):
-            model, loaded = CLIPVisionModel.from_pretrained(
-                config.source,
-                revision=config.revision or "main",
+            model, loaded = _load_clip(
+                config,
                 dtype=dtype,
                 use_safetensors=None if allow_pickle else True,
                 output_loading_info=True,
@@ -196,6 +196,33 @@ def load_semantic(
         normalisation.get("image_mean") or CLIP_MEAN,
         normalisation.get("image_std") or CLIP_STD,
     ).eval()
+
+
+def _load_clip(config: SemanticConfig, **options: Any) -> Any:
+    """What transformers' ``from_pretrained`` gives; of pickled weights, a conversion in the cache.
+
+    Online transformers finds it itself, as of ``openai/clip-vit-large-patch14-336``.
+    """
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    revision = config.revision or "main"
+    try:
+        return CLIPVisionModel.from_pretrained(config.source, revision=revision, **options)
+    except OSError:
+        if config.revision is not None or Path(config.source).is_dir():
+            raise
+        having = [
+            name
+            for name, folder in cached_snapshots(config.source).items()
+            if any(folder.glob("model*.safetensors"))
+        ]
+        if not having or revision in having:
+            raise
+        # Of a conversion transformers keeps the weights alone.
+        vision = CLIPVisionConfig.from_pretrained(config.source, revision=revision)
+        return CLIPVisionModel.from_pretrained(
+            config.source, revision=having[0], config=vision, **options
+        )
 
 
 def _is_timm(config: SemanticConfig) -> bool:

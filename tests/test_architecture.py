@@ -22,7 +22,8 @@ PACKAGES = ("sketchfusion_plugins", "timm_adapters")
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("files", "problems", "hub", "noise", "images", "summary", "mmseg_scripts", "metrics", "heads"),
     ("config", "fingerprint", "frequency", "viz", "data", "stroke_metrics", "losses", "index"),
-    ("presets", "null_prompt", "semantic", "injection", "aggregation", "adapter_file", "baselines"),
+    ("presets", "null_prompt", "semantic", "injection", "aggregation", "adapter_file", "baselines")
+    + ("foundation_settings",),
     ("denoiser", "checkpoint", "import_hooks"),
     ("diffusion", "publish"),
     ("assembly", "outputs"),

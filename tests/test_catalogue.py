@@ -54,7 +54,10 @@ def test_licences_are_those_that_timm_is_told() -> None:
 
 
 def _put(cache: Path, source: str, *files: str) -> Path:
-    snapshot = cache / f"models--{source.replace('/', '--')}" / "snapshots" / "0123abc"
+    folder = cache / f"models--{source.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text("0123abc")
+    snapshot = folder / "snapshots" / "0123abc"
     for name in files:
         (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
         (snapshot / name).touch()
@@ -72,10 +75,13 @@ def test_weights_are_looked_for_in_the_package_and_in_the_cache(tmp_path: Path) 
     paper = ENTRIES["paper"]
     assert [part.state for part in paper.weights(tmp_path)] == ["missing", "missing"]
     diffusion, semantic = (part.source for part in paper.weights(tmp_path))
-    _put(tmp_path, diffusion, "vae/diffusion_pytorch_model.safetensors", "unet/config.json")
+    weights = "diffusion_pytorch_model.safetensors"
+    _put(tmp_path, diffusion, f"vae/{weights}", "vae/config.json", "unet/config.json")
     assert paper.weights(tmp_path)[0].state == "missing", "half a download"
-    place = _put(tmp_path, diffusion, "unet/diffusion_pytorch_model.fp16.safetensors")
-    _put(tmp_path, semantic, "model.safetensors")
+    _put(tmp_path, diffusion, "unet/diffusion_pytorch_model.fp16.safetensors")
+    assert paper.weights(tmp_path)[0].state == "missing", "a variant that nobody asks for"
+    place = _put(tmp_path, diffusion, f"unet/{weights}")
+    _put(tmp_path, semantic, "model.safetensors", "config.json")
     found = paper.weights(tmp_path)
     assert [part.state for part in found] == ["cached", "cached"]
     assert found[0].place == place

@@ -503,6 +503,66 @@ def test_fingerprint_covers_the_semantic_branch(build: Any) -> None:
     assert fingerprint(encoder) != before
 
 
+def _other_mean(encoder: SketchFusionEncoder) -> None:
+    encoder.semantic.mean = (0.5, 0.5, 0.5)
+
+
+def _other_latents(encoder: SketchFusionEncoder) -> None:
+    encoder.diffusion.scaling_factor *= 1.4
+
+
+def _other_prompt(encoder: SketchFusionEncoder) -> None:
+    embedding = encoder.diffusion.denoiser.null_embedding
+    embedding.copy_(embedding.flip(-1))
+
+
+SETTINGS = {"mean": _other_mean, "latents": _other_latents, "null_prompt": _other_prompt}
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("name", list(SETTINGS))
+@torch.no_grad()
+def test_same_weights_that_compute_otherwise_are_refused(
+    name: str, frozen: bool, build: Any, sketches: Any, tmp_path: Path
+) -> None:
+    build(seed=1, freeze_foundations=frozen).save_pretrained(tmp_path)
+    other = build(seed=2)
+    load_adapters(other, tmp_path)
+    before = other(sketches(1))
+    SETTINGS[name](other)
+    assert not torch.allclose(other(sketches(1)), before), "what is compared changes features"
+    with pytest.raises(CheckpointError, match=f"compute otherwise.*Expected {name} .*, got "):
+        load_adapters(other, tmp_path)
+
+
+def test_settings_forget_precision_and_may_be_missing(saved: Path, build: Any) -> None:
+    # Another machine's text encoder, or one in bfloat16, gives almost the same embedding.
+    almost = build(seed=2)
+    embedding = almost.diffusion.denoiser.null_embedding
+    embedding.mul_(1 + 0.02 * torch.randn(embedding.shape))
+    for encoder in (
+        almost,
+        build(foundation_dtype="bfloat16"),
+        build().half(),
+        build().double(),
+        build(diffusion__timestep=50),
+    ):
+        assert load_adapters(encoder, saved) == []
+    foundations = _describe(saved / WEIGHTS_FILE)["foundations"]
+    del foundations["settings"]
+    _redescribe(saved, foundations=foundations)
+    other = build(seed=2)
+    _other_mean(other)
+    assert load_adapters(other, saved) == [], "an earlier version did not write them"
+
+
+@pytest.mark.parametrize("settings", [3, [], {"mean": None}, {"mean": ["0.5"]}, {"std": 0.5}])
+def test_unreadable_settings(settings: Any, saved: Path, build: Any) -> None:
+    foundations = _describe(saved / WEIGHTS_FILE)["foundations"]
+    _redescribe(saved, foundations={**foundations, "settings": settings})
+    _refused(saved, build(), "unreadable description.*settings")
+
+
 def test_other_foundations_are_refused(
     saved: Path, build: Any, pipeline_copy: Path, make_unet: Any
 ) -> None:

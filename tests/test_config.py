@@ -181,7 +181,7 @@ def test_official_preset_follows_the_released_code() -> None:
 def test_cleandift_preset_adds_no_noise() -> None:
     config = preset("cleandift").diffusion
     assert config.noise_free
-    assert config.timestep == 0
+    assert config.timestep == 261, "what StableFeatureAligner tells the student that was published"
     assert config.unet_file == "CompVis/cleandift/cleandift_sd21_unet.safetensors"
 
 

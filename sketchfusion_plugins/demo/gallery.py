@@ -124,7 +124,7 @@ def own_gallery(place: Path, model: Model, described: GalleryModel) -> Gallery:
     place = place.expanduser().absolute()
     if (place / POINTER).exists():
         made_by = GalleryModel.read(place)
-        if (made_by.fingerprint, made_by.size) != (described.fingerprint, described.size):
+        if not made_by.is_like(described):
             raise ValueError(
                 f"the index {place} was built with {made_by.name} at {made_by.size} px, the page "
                 f"uses {described.name} at {described.size} px. Start it with --model "
@@ -169,7 +169,7 @@ def _draw(concepts: list[Concept], layer: Layer, folder: Path) -> list[Path]:
 
 
 def _index(paths: list[Path], key: str, model: Model, described: GalleryModel) -> SketchIndex:
-    name = f"{described.fingerprint}-{described.size}-{key}"
+    name = f"{described.fingerprint}{described.settings}-{described.size}-{key}"
     folder = cache_folder() / "demo" / "indexes" / name
     problems = Problems()
     _, total = add_pictures(folder, model, described, paths, problems)

@@ -17,6 +17,7 @@ from sketchfusion_plugins.inference.models import (
     Weights,
     is_checkpoint,
     model_fingerprint,
+    model_settings,
     open_model,
 )
 from sketchfusion_plugins.inference.sharding import Ranks, describe_together, forget_parts
@@ -36,12 +37,14 @@ class GalleryModel:
         weights: Weights of its foundations.
         size: Side, in pixels, of the square that pictures are padded to.
         fingerprint: See `models.model_fingerprint`.
+        settings: See `models.model_settings`; empty in indexes of versions that did not write it.
     """
 
     name: str
     weights: Weights
     size: int
     fingerprint: str
+    settings: str = ""
 
     @classmethod
     def of(cls, model: Model, name: str, weights: Weights, size: int) -> GalleryModel:
@@ -49,7 +52,7 @@ class GalleryModel:
         path = Path(name).expanduser()
         # A folder that has the name of a preset or a baseline is not what was opened.
         place = str(path.absolute()) if is_checkpoint(name) and path.exists() else name
-        return cls(place, weights, size, model_fingerprint(model))
+        return cls(place, weights, size, model_fingerprint(model), model_settings(model))
 
     @classmethod
     def read(cls, index: str | Path) -> GalleryModel:
@@ -67,6 +70,12 @@ class GalleryModel:
                 f"the index {index} does not say which model made it ({text!r}). Build it with: "
                 "sketchfusion index build"
             ) from error
+
+    def is_like(self, other: GalleryModel) -> bool:
+        """Whether descriptors of the two can be compared."""
+        if self.settings and other.settings and self.settings != other.settings:
+            return False
+        return (self.fingerprint, self.size) == (other.fingerprint, other.size)
 
     def __str__(self) -> str:
         return json.dumps(asdict(self))
@@ -92,6 +101,14 @@ class GalleryModel:
                 f"{place or self.name} is not the model that the index was built with: its "
                 f"fingerprint is {found}, expected {self.fingerprint}. Use that model, or build a "
                 "new index."
+            )
+        settings = model_settings(model)
+        if self.settings not in ("", settings):
+            raise ValueError(
+                f"{place or self.name} computes otherwise than when the index was built: the hash "
+                "of its images' normalisation and its latents' scale is "
+                f"{settings}, expected {self.settings}. Use the files that it had beside its "
+                "weights, or build a new index."
             )
         return model
 
@@ -213,12 +230,13 @@ def _key(path: Path) -> str:
 
 def _check_same(index: Path, described: GalleryModel, kind: Kind) -> None:
     found, found_kind = GalleryModel.read(index), Manifest.read(index).kind
-    if (found.fingerprint, found.size) != (described.fingerprint, described.size):
+    if not found.is_like(described):
         raise ValueError(
             f"the index {index} was built with {found.name} at {found.size} px (fingerprint "
-            f"{found.fingerprint}), you use {described.name} at {described.size} px "
-            f"({described.fingerprint}). Descriptors of different models cannot be compared: use "
-            "the same, or build another index."
+            f"{found.fingerprint}, settings {found.settings}), you use {described.name} at "
+            f"{described.size} px ({described.fingerprint}, settings {described.settings}). "
+            "Descriptors of different models cannot be compared: use the same, or build another "
+            "index."
         )
     if found_kind != kind:
         raise ValueError(f"the index {index} is of kind {found_kind}, you ask for {kind}.")

@@ -34,6 +34,7 @@ from sketchfusion_plugins.features import (
     PixelFeatures,
     TimmFeatures,
 )
+from sketchfusion_plugins.foundation_settings import hash_settings, read_settings
 from sketchfusion_plugins.presets import PRESETS
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import load_task
@@ -219,6 +220,12 @@ def model_fingerprint(model: nn.Module) -> str:
         digest.update(str(getattr(model, "size", None)).encode())
         _add_tensors(digest, model.state_dict())
     return digest.hexdigest()[:16]
+
+
+def model_settings(model: nn.Module) -> str:
+    """Short hash of what a model's foundations compute with besides weights; empty without any."""
+    encoders = [child for child in model.modules() if isinstance(child, SketchFusionEncoder)]
+    return hash_settings(read_settings(encoders[0])) if encoders else ""
 
 
 def _add_tensors(digest: Any, tensors: dict[str, torch.Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ pytest.importorskip("faiss")
 from sketchfusion_plugins import preset
 from sketchfusion_plugins.features import HogFeatures
 from sketchfusion_plugins.index import IndexWriter, SketchIndex
-from sketchfusion_plugins.inference import sharding
+from sketchfusion_plugins.inference import gallery, sharding
 from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures, search_pictures
 from sketchfusion_plugins.inference.models import fresh_encoder, open_model
 from sketchfusion_plugins.problems import Problems
@@ -109,6 +110,27 @@ def test_the_model_is_remembered(paths: list[Path], tmp_path: Path) -> None:
     assert isinstance(described.open(), HogFeatures)
     with pytest.raises(ValueError, match="is not the model that the index was built with"):
         described.open(place="pixels")
+
+
+def test_a_model_that_computes_otherwise_is_refused(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, older = tmp_path / "index", tmp_path / "older"
+    model = open_model("tiny", weights="random")
+    described = GalleryModel.of(model, "tiny", "random", SIZE)
+    for place, by in ((index, described), (older, replace(described, settings=""))):
+        add_pictures(place, model, by, paths[:1], Problems(), progress=False)
+    monkeypatch.setattr(model.encoder.semantic, "mean", (0.2, 0.2, 0.2))
+    other = GalleryModel.of(model, "tiny", "random", SIZE)
+    assert other.fingerprint == described.fingerprint
+    with pytest.raises(ValueError, match="Descriptors of different models cannot be compared"):
+        add_pictures(index, model, other, paths, Problems(), progress=False)
+    monkeypatch.setattr(gallery, "open_model", lambda *_, **__: model)
+    with pytest.raises(ValueError, match="computes otherwise than when the index was built"):
+        GalleryModel.read(index).open()
+    # Indexes of versions that did not write it are read as they were.
+    assert GalleryModel.read(older).open() is model
+    assert add_pictures(older, model, other, paths[:2], Problems(), progress=False) == (1, 2)
 
 
 @pytest.mark.parametrize("name", ["hog", "tiny", "sd:tiny", "timm:test_vit"])
