@@ -108,9 +108,18 @@ class Denoiser(nn.Module):
         self.timestep = timestep
         self.num_up_blocks = len(unet.up_blocks)
         self.unet = unet
-        self.register_buffer("null_embedding", null_embedding, persistent=False)
+        self.register_buffer("null_embedding", null_embedding)
         del unet.conv_norm_out, unet.conv_act, unet.conv_out
         self.set_taps(taps)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # The prompt's length is the text encoder's, which a build with random weights guesses.
+        saved, own = state_dict.get(f"{prefix}null_embedding"), self.null_embedding
+        if saved is not None and saved.ndim == 3 and saved.shape[-1] == own.shape[-1]:
+            self.null_embedding = own.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def set_taps(self, taps: Sequence[str]) -> None:
         """Return these blocks from now on, and delete what runs after the last of them.

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 SAMPLES_PER_TENSOR = 16
+# The null prompt's embedding is no weight: it is computed, on every machine a little otherwise.
+COMPUTED = "null_embedding"
 
 
 def plain_name(name: str) -> str:
@@ -42,6 +44,7 @@ def sample_modules(
     samples = {}
     for name, module in modules.items():
         state = {plain_name(key): tensor for key, tensor in module.state_dict().items()}
+        state = {key: tensor for key, tensor in state.items() if not key.endswith(COMPUTED)}
         for key, tensor in sorted(state.items()):
             values = sample_values(tensor)
             title = f"{name}.{key}{tuple(tensor.shape)}"

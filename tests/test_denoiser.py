@@ -315,6 +315,12 @@ def test_bfloat16_weights_take_float32_latents(make_unet: Any, prompt: Tensor) -
     assert error < 0.03
 
 
-def test_null_embedding_is_no_part_of_the_state(make_unet: Any, prompt: Tensor) -> None:
+def test_a_state_brings_its_null_embedding(make_unet: Any, prompt: Tensor) -> None:
     denoiser = Denoiser(make_unet("sd21"), prompt, 195, ("up2",), 8)
-    assert all(key.startswith("unet.") for key in denoiser.state_dict())
+    # Another text encoder's prompt may be of another length.
+    other = Denoiser(make_unet("sd21"), torch.zeros_like(prompt[:, :1]), 195, ("up2",), 8)
+    other.load_state_dict(denoiser.state_dict())
+    assert torch.equal(other.null_embedding, prompt)
+    state = {**denoiser.state_dict(), "null_embedding": prompt[..., :3]}
+    with pytest.raises(RuntimeError, match="size mismatch for null_embedding"):
+        other.load_state_dict(state)

@@ -234,6 +234,15 @@ def test_segmentation_models_pytorch_encoder() -> None:
     assert not any(".semantic." in name or ".denoiser." in name for name in trained)
 
 
+def test_a_whole_state_dict_brings_all_that_is_computed_with() -> None:
+    trained = timm.create_model("sketchfusion_tiny", pretrained=True, num_classes=3).eval()
+    fresh = timm.create_model("sketchfusion_tiny", num_classes=3).eval()
+    fresh.load_state_dict(trained.state_dict())
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(fresh(image), trained(image))
+
+
 def test_segmentation_models_pytorch_has_the_trained_weights() -> None:
     smp = pytest.importorskip("segmentation_models_pytorch")
     model = smp.Unet("tu-sketchfusion_tiny", encoder_weights=True, classes=4).eval()

@@ -12,7 +12,6 @@ from sketchfusion_plugins.adapter_file import CheckpointError
 from sketchfusion_plugins.checkpoint import find_encoder, fingerprint
 
 FINGERPRINT = "foundation_fingerprint"
-NULL_EMBEDDING = "diffusion.denoiser.null_embedding"
 
 
 class FrozenFoundations:
@@ -45,7 +44,6 @@ class FrozenFoundations:
         """
         inner, encoder = find_encoder(self)
         state = dict(encoder.state_dict(prefix=prefix + inner))
-        state[prefix + inner + NULL_EMBEDDING] = encoder.diffusion.denoiser.null_embedding
         if encoder.config.freeze_foundations:
             state[prefix + FINGERPRINT] = getattr(self, FINGERPRINT)
         return state
@@ -75,10 +73,6 @@ def _drop_foundations(module: Any, state: dict[str, Tensor], prefix: str, _: Any
 def _begin_loading(module: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     # A hook that runs after loading is not told the prefix, nor what there was to load.
     module._loading_prefix = prefix
-    inner, encoder = find_encoder(module)
-    embedding = state.pop(prefix + inner + NULL_EMBEDDING, None)
-    if embedding is not None:
-        _replace_null_embedding(encoder, embedding)
     frozen = _foundation_prefixes(module, prefix)
     module._loading_foundations = any(name.startswith(frozen) for name in state)
     saved, own = state.get(prefix + FINGERPRINT), getattr(module, FINGERPRINT, None)
@@ -86,25 +80,13 @@ def _begin_loading(module: Any, state: dict[str, Tensor], prefix: str, *_: Any) 
         return
     if module._loading_foundations:
         return
-    config = encoder.config
+    config = find_encoder(module)[1].config
     raise CheckpointError(
         f"this checkpoint was trained on other foundations (fingerprint "
         f"{bytes(saved.tolist()).hex()}) than this model has: {config.diffusion.source} and "
         f"{config.semantic.source}, {config.weights} weights, fingerprint "
         f"{bytes(own.tolist()).hex()}. Build the model with the ones it was trained on."
     )
-
-
-def _replace_null_embedding(encoder: Any, embedding: Tensor) -> None:
-    denoiser = encoder.diffusion.denoiser
-    own = denoiser.null_embedding
-    if embedding.ndim != 3 or embedding.shape[-1] != own.shape[-1]:
-        raise CheckpointError(
-            f"this checkpoint's null prompt embedding is {list(embedding.shape)}, expected "
-            f"[1, length, {own.shape[-1]}] for this UNet. Build the model with the architecture "
-            "it was exported from."
-        )
-    denoiser.null_embedding = embedding.to(own)
 
 
 def _finish_loading(module: Any, incompatible: Any) -> None:
