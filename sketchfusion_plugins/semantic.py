@@ -109,11 +109,17 @@ class TimmVision(nn.Module):
         self.last = len(model.feature_info) - 1
         model.prune_intermediate_layers([self.last], prune_norm=not final_norm, prune_head=True)
         self.norm = final_norm
+        self.weighted = next(
+            name
+            for name, module in model.named_modules()
+            if isinstance(getattr(module, "weight", None), Tensor)
+        )
         self.model = model
 
     def forward(self, image: Tensor) -> Tensor:
         """See `SemanticBranch`."""
-        dtype = next(self.model.parameters()).dtype
+        # A replica of nn.DataParallel has weights, and lists no parameters.
+        dtype = self.model.get_submodule(self.weighted).weight.dtype
         tokens: list[Tensor] = self.model.forward_intermediates(
             # Some ViTs begin with a stem of convolutions, which run faster with channels innermost.
             image.to(dtype).contiguous(memory_format=torch.channels_last),

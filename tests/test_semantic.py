@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
 
+from sketchfusion_plugins import SketchFusionEncoder, preset
 from sketchfusion_plugins.config import SemanticConfig
 from sketchfusion_plugins.hub import RETIRED_REPOSITORIES
 from sketchfusion_plugins.semantic import (
@@ -274,6 +275,34 @@ def test_timm_tokens_equal_timm(name: str) -> None:
         model.forward_features(pixels)
         tokens = last[0][:, model.num_prefix_tokens :]
         assert torch.equal(branch(pixels), tokens.transpose(1, 2).unflatten(2, grid))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_timm_in_a_replica_of_data_parallelism(dtype: torch.dtype) -> None:
+    """A replica's tensors are plain attributes: that is how torch.nn.parallel.replicate leaves it,
+    which needs several GPUs."""
+
+    def replicate(module: torch.nn.Module) -> Any:
+        replica: Any = module._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        for name, child in module._modules.items():
+            replica._modules[name] = None if child is None else replicate(child)
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                replica._parameters[name] = None
+            else:
+                setattr(replica, name, parameter.detach())
+        return replica
+
+    config = SemanticConfig(source="test_vit", kind="timm")
+    branch = load_semantic(config, weights="random", dtype=dtype)
+    replica = replicate(branch)
+    assert not list(replica.parameters())
+    pixels = _pixels(64, 64)
+    assert torch.equal(replica(pixels), branch(pixels))
+    encoder = SketchFusionEncoder(preset("tiny").replace(weights="random")).eval()
+    image = pixels.clamp(-1, 1)
+    assert torch.equal(replicate(encoder)(image), encoder(image)), "the diffusion branch too"
 
 
 @pytest.mark.parametrize("name", TIMM_MODELS)
