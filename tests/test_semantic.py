@@ -38,6 +38,9 @@ TIMM_MODELS = (
 )
 
 
+CLIP_BASE = "vit_base_patch16_clip"
+
+
 def _pixels(*size: int) -> Tensor:
     return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
 
@@ -344,6 +347,35 @@ def test_unknown_timm_name_suggests_some() -> None:
 def test_timm_model_of_a_fixed_size_or_no_tokens(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}.*cannot be a semantic branch.*dinov2"):
         load_semantic(SemanticConfig(source=name, kind="timm"), weights="random")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "variant"),
+    [
+        (f"{CLIP_BASE}_224.openai", "pretrained", "vit_base_patch16_clip_quickgelu_224.openai"),
+        (f"{CLIP_BASE}_224.openai", "random", None),
+        (f"{CLIP_BASE}_quickgelu_224.openai", "pretrained", None),
+        (f"{CLIP_BASE}_224.laion2b", "pretrained", None),
+    ],
+)
+def test_weights_of_another_activation_are_named(
+    name: str,
+    weights: str,
+    variant: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    original = timm.create_model
+    fetchless = lambda name, pretrained, **options: original(name, **options)  # noqa: E731
+    monkeypatch.setattr(timm, "create_model", fetchless)
+    with torch.device("meta"):
+        load_semantic(SemanticConfig(source=name, kind="timm"), weights=weights)
+    found = [str(warning.message) for warning in recwarn if "QuickGELU" in str(warning.message)]
+    if variant is None:
+        assert found == []
+    else:
+        assert variant in timm.list_pretrained()
+        assert len(found) == 1 and f"Use '{variant}'." in found[0]
 
 
 def test_timm_weights_that_cannot_be_had() -> None:
