@@ -157,7 +157,7 @@ class Denoiser(nn.Module):
             Output of every tap by name, ``[B, C, h', w']``.
         """
         unet = self.unet
-        sample = latents.to(unet.dtype)
+        sample = latents.to(unet.conv_in.weight.dtype)
         prompt = self.null_embedding.to(sample).expand(sample.shape[0], -1, -1)
         embedding = self._embed_timestep(sample)
         outputs: dict[str, Tensor] = {}

@@ -98,7 +98,11 @@ class Diffusion(nn.Module):
         """
         # Autoencoders are all convolutions, which run faster with channels innermost; the UNet,
         # half of it attention, does not.
-        pixels = image.to(self.vae.dtype).contiguous(memory_format=torch.channels_last)
+        # Of a replica of nn.DataParallel, diffusers' own `dtype` may fail.
+        weight = next(
+            w for m in self.vae.modules() if (w := getattr(m, "weight", None)) is not None
+        )
+        pixels = image.to(weight.dtype).contiguous(memory_format=torch.channels_last)
         output = self.vae.encode(pixels)
         if hasattr(output, "latents"):
             latents: Tensor = output.latents.float()

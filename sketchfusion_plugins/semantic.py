@@ -7,7 +7,8 @@ and for timm's ViTs (DINOv2, DINOv3, SigLIP, ...).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -109,11 +110,17 @@ class TimmVision(nn.Module):
         self.last = len(model.feature_info) - 1
         model.prune_intermediate_layers([self.last], prune_norm=not final_norm, prune_head=True)
         self.norm = final_norm
+        self.weighted = next(
+            name
+            for name, module in model.named_modules()
+            if isinstance(getattr(module, "weight", None), Tensor)
+        )
         self.model = model
 
     def forward(self, image: Tensor) -> Tensor:
         """See `SemanticBranch`."""
-        dtype = next(self.model.parameters()).dtype
+        # A replica of nn.DataParallel has weights, and lists no parameters.
+        dtype = self.model.get_submodule(self.weighted).weight.dtype
         tokens: list[Tensor] = self.model.forward_intermediates(
             # Some ViTs begin with a stem of convolutions, which run faster with channels innermost.
             image.to(dtype).contiguous(memory_format=torch.channels_last),
@@ -264,4 +271,21 @@ def _load_timm(config: SemanticConfig, weights: str, dtype: torch.dtype) -> Timm
             f"{name} has no dynamic_img_size, which lets a timm ViT read images of any size, and "
             "cannot be a semantic branch; choose one such as 'vit_base_patch14_dinov2.lvd142m'."
         ) from error
+    if weights == "pretrained":
+        _warn_of_activation(name, model.pretrained_cfg)
     return TimmVision(model.to(dtype), config.final_norm).eval()
+
+
+def _warn_of_activation(name: str, config: Mapping[str, Any]) -> None:
+    import timm
+
+    notes = " ".join(config.get("notes") or ())
+    if "natively quickgelu" not in notes.lower() or "quickgelu" in name:
+        return
+    variant = name.replace("clip_", "clip_quickgelu_", 1)
+    advice = f"'{variant}'" if timm.is_model(variant) else "timm.list_models('*quickgelu*')"
+    warnings.warn(
+        f"the weights of {name} were trained with QuickGELU, and timm runs them with GELU under "
+        f"this name, which changes the features. Use {advice}.",
+        stacklevel=2,
+    )

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
 
+from sketchfusion_plugins import SketchFusionEncoder, preset
 from sketchfusion_plugins.config import SemanticConfig
 from sketchfusion_plugins.hub import RETIRED_REPOSITORIES
 from sketchfusion_plugins.semantic import (
@@ -35,6 +36,9 @@ TIMM_MODELS = (
     "vit_tiny_patch16_dinov3_qkvb",  # class and register tokens, rotary positions
     "vit_small_patch14_reg4_dinov2",  # class and register tokens, learned positions
 )
+
+
+CLIP_BASE = "vit_base_patch16_clip"
 
 
 def _pixels(*size: int) -> Tensor:
@@ -276,6 +280,34 @@ def test_timm_tokens_equal_timm(name: str) -> None:
         assert torch.equal(branch(pixels), tokens.transpose(1, 2).unflatten(2, grid))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_timm_in_a_replica_of_data_parallelism(dtype: torch.dtype) -> None:
+    """A replica's tensors are plain attributes: that is how torch.nn.parallel.replicate leaves it,
+    which needs several GPUs."""
+
+    def replicate(module: torch.nn.Module) -> Any:
+        replica: Any = module._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        for name, child in module._modules.items():
+            replica._modules[name] = None if child is None else replicate(child)
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                replica._parameters[name] = None
+            else:
+                setattr(replica, name, parameter.detach())
+        return replica
+
+    config = SemanticConfig(source="test_vit", kind="timm")
+    branch = load_semantic(config, weights="random", dtype=dtype)
+    replica = replicate(branch)
+    assert not list(replica.parameters())
+    pixels = _pixels(64, 64)
+    assert torch.equal(replica(pixels), branch(pixels))
+    encoder = SketchFusionEncoder(preset("tiny").replace(weights="random")).eval()
+    image = pixels.clamp(-1, 1)
+    assert torch.equal(replicate(encoder)(image), encoder(image)), "the diffusion branch too"
+
+
 @pytest.mark.parametrize("name", TIMM_MODELS)
 def test_timm_attributes(name: str) -> None:
     config = SemanticConfig(source=name, kind="timm")
@@ -315,6 +347,35 @@ def test_unknown_timm_name_suggests_some() -> None:
 def test_timm_model_of_a_fixed_size_or_no_tokens(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}.*cannot be a semantic branch.*dinov2"):
         load_semantic(SemanticConfig(source=name, kind="timm"), weights="random")
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "variant"),
+    [
+        (f"{CLIP_BASE}_224.openai", "pretrained", "vit_base_patch16_clip_quickgelu_224.openai"),
+        (f"{CLIP_BASE}_224.openai", "random", None),
+        (f"{CLIP_BASE}_quickgelu_224.openai", "pretrained", None),
+        (f"{CLIP_BASE}_224.laion2b", "pretrained", None),
+    ],
+)
+def test_weights_of_another_activation_are_named(
+    name: str,
+    weights: str,
+    variant: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    original = timm.create_model
+    fetchless = lambda name, pretrained, **options: original(name, **options)  # noqa: E731
+    monkeypatch.setattr(timm, "create_model", fetchless)
+    with torch.device("meta"):
+        load_semantic(SemanticConfig(source=name, kind="timm"), weights=weights)
+    found = [str(warning.message) for warning in recwarn if "QuickGELU" in str(warning.message)]
+    if variant is None:
+        assert found == []
+    else:
+        assert variant in timm.list_pretrained()
+        assert len(found) == 1 and f"Use '{variant}'." in found[0]
 
 
 def test_timm_weights_that_cannot_be_had() -> None:
