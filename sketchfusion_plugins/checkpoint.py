@@ -9,6 +9,7 @@ after a crash between their writes.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +135,9 @@ def describe(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def save_adapters(module: nn.Module, folder: str | Path) -> None:
+def save_adapters(
+    module: nn.Module, folder: str | Path, others: Mapping[str, Any] | None = None
+) -> None:
     """Write a module's adapters to a folder, atomically.
 
     Foundations that were trained, now or before they were loaded from a checkpoint, go with them.
@@ -143,6 +146,7 @@ def save_adapters(module: nn.Module, folder: str | Path) -> None:
         module: A `SketchFusionEncoder`, or a module with one inside, compiled or wrapped for data
             parallelism or not.
         folder: Folder to write; other files in it are left alone.
+        others: What other libraries look for in ``config.json``; this one never reads it.
 
     Raises:
         OSError: The folder cannot be written; what it held is untouched.
@@ -157,7 +161,8 @@ def save_adapters(module: nn.Module, folder: str | Path) -> None:
         folder / WEIGHTS_FILE,
         {"sketchfusion": json.dumps(description)},
     )
-    write_text(json.dumps(description, indent=2) + "\n", folder / CONFIG_FILE)
+    told = {**(others or {}), **description}
+    write_text(json.dumps(told, indent=2) + "\n", folder / CONFIG_FILE)
 
 
 def load_adapters(

@@ -52,9 +52,15 @@ def find_config(name: str) -> Path:
     """File of a config by its name, or by its path, which ends in ``.py``.
 
     Raises:
+        FileNotFoundError: No such file.
         ValueError: Unknown name; the message lists the valid ones.
     """
-    return Path(name) if name.endswith(".py") else config_path(name)
+    if not name.endswith(".py"):
+        return config_path(name)
+    if not Path(name).is_file():
+        names = ", ".join(list_configs())
+        raise FileNotFoundError(f"no config file at {name}. Give a path, or a name: {names}.")
+    return Path(name)
 
 
 def train(name: str, arguments: Sequence[str]) -> int:
@@ -67,6 +73,7 @@ def train(name: str, arguments: Sequence[str]) -> int:
         The script's exit status.
 
     Raises:
+        FileNotFoundError: No such config file.
         ModuleNotFoundError: mmseg is not installed, or without its scripts.
         ValueError: Unknown config name, or ``--launcher pytorch`` outside torchrun.
     """

@@ -282,6 +282,28 @@ def test_save_and_load_through_timm(tmp_path: Path) -> None:
         wrong.load_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("weights", ["random", "pretrained"])
+def test_a_saved_folder_is_a_model_of_timm(tmp_path: Path, weights: str) -> None:
+    options = {"pretrained": weights == "pretrained", "num_classes": 5, "in_chans": 1}
+    changes = {"diffusion__timestep": 200, "injection__init": "official"}
+    model = timm.create_model(TINY, **options, global_pool="max", changes=changes).eval()
+    torch.nn.init.normal_(model.head.fc.weight)
+    model.save_pretrained(tmp_path)
+    image = torch.rand(1, 1, 64, 64) * 2 - 1
+
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert torch.equal(again(image), model(image))
+    told = resolve_model_data_config(again)
+    assert (told["input_size"], *told["mean"]) == ((1, 128, 128), 0.5, 0.5, 0.5)
+
+    other_head = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=9).eval()
+    assert other_head(image).shape == (1, 9)
+    assert torch.equal(other_head.forward_features(image), model.forward_features(image))
+    fresh = timm.create_model(f"local-dir:{tmp_path}").eval()
+    assert fresh.encoder.config.diffusion.timestep == 200
+    assert not torch.equal(fresh.head.fc.weight, model.head.fc.weight)
+
+
 def test_pretrained_cfg_may_name_adapters(
     tmp_path: Path, pipeline_folder: Path, clip_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from timm.models import register_notrace_module
 from timm.models._features import feature_take_indices
+from timm.models._pretrained import filter_pretrained_cfg
 from torch import Tensor, nn
 
+from sketchfusion_plugins.adapter_file import WEIGHTS_FILE
 from sketchfusion_plugins.aggregation import AdaptivePyramid, cells
 from sketchfusion_plugins.checkpoint import load_adapters, save_adapters
 from sketchfusion_plugins.config import EncoderConfig
@@ -228,8 +230,27 @@ class SketchFusion(nn.Module):
         _logger.info("Loaded adapters %s; fresh: %s.", checkpoint_path, ", ".join(fresh) or "none")
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write adapters and classifier, atomically, without frozen weights."""
-        save_adapters(self, folder)
+        """Write adapters and classifier, atomically, without frozen weights.
+
+        A model that timm made is loaded again by its folder, with the foundations it had:
+        ``timm.create_model("local-dir:FOLDER", pretrained=True)``.
+        """
+        save_adapters(self, folder, self._timm_config())
+
+    def _timm_config(self) -> dict[str, Any]:
+        """What timm reads of a ``config.json``; nothing for a model that timm did not make."""
+        if not getattr(self, "pretrained_cfg", None):
+            return {}
+        cfg = filter_pretrained_cfg(self.pretrained_cfg, remove_source=True)
+        cfg |= {"num_classes": self.num_classes, "hf_hub_filename": WEIGHTS_FILE}
+        pool = self.head.global_pool.pool_type
+        return {
+            "architecture": cfg.pop("architecture"),
+            "num_classes": self.num_classes,
+            "num_features": self.num_features,
+            "model_args": {"in_chans": self.in_chans, "global_pool": pool},
+            "pretrained_cfg": cfg,
+        }
 
     def _reset_head(self, num_classes: int, **options: Any) -> None:
         # A head without classifier has no parameter that tells its device.

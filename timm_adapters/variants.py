@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
-from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, MisfitError
+from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, MisfitError, read_config
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, bundled_weights
 from timm_adapters.sketchfusion import SketchFusion
@@ -80,6 +81,12 @@ def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) 
         # timm prefers a file, which would be the packaged one.
         overlay.setdefault("file", None)
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
+    if cfg.source == "local-dir":
+        overlay |= {"source": None, "file": str(Path(cfg.file) / WEIGHTS_FILE)}
+        cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
+        saved = read_config(cfg.file)
+        kwargs.setdefault("config", saved)
+        kwargs.setdefault("weights", saved.weights if pretrained else "random")
     kwargs.setdefault(
         "config", TAG_PRESETS.get(cfg.tag, TAG_PRESETS[default_cfgs[variant].tags[0]])
     )

@@ -110,6 +110,9 @@ def errors_in_one_line() -> Iterator[None]:
     """Ends with status 1 and one line for errors that a user can mend."""
     try:
         yield
+    except BrokenPipeError:
+        # click ends quietly, with status 1, when whoever reads the output has read enough.
+        raise
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         # typer ends commands with an exception of its own, which is a RuntimeError.
         if isinstance(error, typer.Exit):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from contextlib import redirect_stdout
 from difflib import get_close_matches
@@ -64,6 +65,12 @@ def train(
     resume: Annotated[
         bool, typer.Option(help="Go on from the work directory's last checkpoint.")
     ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace the adapters and checkpoints of the work directory."
+        ),
+    ] = False,
     launcher: Annotated[
         Literal["none", "pytorch", "slurm"], typer.Option(help="How processes were started.")
     ] = "none",
@@ -89,6 +96,8 @@ def train(
     Example: sketchfusion train correspondence --model tiny --iterations 200
     """
     options = _parse(settings or [])
+    if resume and overwrite:
+        raise typer.BadParameter("contradicts --resume; give one.", param_hint="--overwrite")
     with errors_in_one_line(), redirect_stdout(sys.stderr):
         from sketchfusion_plugins.mm.settings import merge_settings
         from sketchfusion_plugins.mm.train_task import read_config, train_task
@@ -113,6 +122,8 @@ def train(
         config.work_dir = str(work_dir or config.get("work_dir") or Path("runs") / config.task.name)
         config.resume, config.launcher = resume, launcher
         merge_settings(config, options)
+        if not (config.resume or overwrite):
+            _refuse_earlier_run(Path(config.work_dir))
         trained, row = train_task(config)
         from mmengine.dist import is_main_process
 
@@ -141,6 +152,21 @@ def train(
     console = Console()
     console.print(report.table())
     console.print(f"Adapters and head are in {adapters.resolve()}.", soft_wrap=True)
+
+
+def _refuse_earlier_run(folder: Path) -> None:
+    """Raise where a training would replace another's results.
+
+    Raises:
+        ValueError: The folder holds adapters or checkpoints.
+    """
+    found = [folder / "adapters"] if (folder / "adapters").exists() else []
+    found += sorted(path for path in folder.glob("*_*.pth") if re.match("(iter|epoch)_", path.name))
+    if found:
+        raise ValueError(
+            f"{folder} holds an earlier run's {found[0].name}, which this one would replace. Take "
+            "another --work-dir, go on with that run by --resume, or replace it by --overwrite."
+        )
 
 
 def _choose_model(config: Config, name: str, weights: Weights | None, size: int | None) -> int:

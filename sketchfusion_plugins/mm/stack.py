@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from io import StringIO
 
 from sketchfusion_plugins.mm.compiled_operations import stand_in_for_compiled_operations
 from sketchfusion_plugins.mmseg_scripts import INSTALL, INSTALL_UPSTREAM
@@ -34,9 +38,11 @@ def check_stack() -> None:
     if upstream and find_spec("mmcv") is not None:
         stand_in_for_compiled_operations()
     # mmseg alone has demands on its companions that its own imports check, each in its own way.
-    for module in ("mmcv", "mmseg", "mmseg.apis") if find_spec("mmseg") is not None else ():
+    parts = ("mmcv", "mmseg", "mmseg.apis", "mmseg.datasets")
+    for module in parts if find_spec("mmseg") is not None else ():
         try:
-            import_module(module)
+            with _without_known_messages():
+                import_module(module)
         except (ImportError, AssertionError, AttributeError) as error:
             reason = " ".join(str(error).split())
             install = INSTALL_UPSTREAM if upstream else INSTALL
@@ -44,6 +50,20 @@ def check_stack() -> None:
                 f"{module} cannot be imported with what is installed "
                 f"({_listing(forks or upstream)}): {reason} Versions that work together: {install}"
             ) from error
+
+
+@contextmanager
+def _without_known_messages() -> Iterator[None]:
+    """Imports without what mm-packages say of optional companions that nothing here uses."""
+    warnings.filterwarnings("ignore", "Fail to import ``MultiScaleDeformableAttention``")
+    printed = StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            if line != "Could not import OneDL":
+                print(line)
 
 
 def _installed(distributions: tuple[str, ...]) -> dict[str, str]:

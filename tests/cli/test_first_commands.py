@@ -97,6 +97,14 @@ def test_unknown_config_lists_the_valid_ones(verb: str) -> None:
     assert "no config 'nonsense'; choose one of base_fpn_ade20k_512" in result.stderr
 
 
+@pytest.mark.parametrize("arguments", [["mm-train"], ["mm-export", "a.pth", "merged"]])
+def test_a_config_file_that_is_not_there(arguments: list[str], tmp_path: Path) -> None:
+    verb, *others = arguments
+    result = runner.invoke(app, [verb, str(tmp_path / "missing.py"), *others])
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith(f"Error: no config file at {tmp_path / 'missing.py'}. Give")
+
+
 def test_mm_train_runs_the_shipped_script_with_all_arguments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

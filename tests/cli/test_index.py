@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +140,21 @@ def test_merged_indexes_find_the_pictures_of_both(run: Any, pictures: Path, tmp_
     refused = run("index", "merge", a, b, "--out", tmp_path / "strict", "--strict", status=1)
     assert "1 key(s) are in more than one index" in refused.stderr
     assert "has learned no lists" in run("index", "begin", "--like", a, "--out", b, status=1).stderr
+
+
+def test_a_reader_that_has_read_enough_is_no_error(
+    run: Any, pictures: Path, tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+    run("index", "build", pictures, "--out", index, "--model", "pixels")
+    command = [sys.executable, "-m", "sketchfusion_plugins", "index", "search", str(pictures)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [*command, "--index", str(index), "--json"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (1, "")

@@ -46,12 +46,29 @@ def test_trained_adapters_are_judged_alike(run: Any, tmp_path: Path) -> None:
     assert marked(run(*judging, "--json")) == {str(adapters), "pixels"}
     file = adapters / "adapters.safetensors"
     before = file.read_bytes()
-    run(*training, "--iterations", 3, "--work-dir", work, *settings, "--json")
+    longer = (*training, "--iterations", 3, "--work-dir", work, *settings, "--json")
+    refused = run(*longer, status=1).stderr.splitlines()[-1]
+    assert refused.startswith(f"Error: {work} holds an earlier run's adapters")
+    assert file.read_bytes() == before
+    run(*longer, "--overwrite")
     assert file.read_bytes() != before
     again = run(*judging, "--json")
     assert marked(again) == {"pixels"}
     before = judged["identities"][str(adapters)]
     assert json.loads(again.stdout)["identities"][str(adapters)] != before
+
+
+@pytest.mark.parametrize("left", ["adapters", "iter_200.pth", "epoch_3.pth"])
+def test_an_earlier_run_is_not_replaced_unasked(run: Any, tmp_path: Path, left: str) -> None:
+    pytest.importorskip("mmengine")
+    (tmp_path / left).touch()
+    training = ("train", "correspondence", "--set", f"work_dir={tmp_path}", "--limit", 4)
+    refused = run(*training, status=1)
+    assert refused.stderr.splitlines()[-1] == (
+        f"Error: {tmp_path} holds an earlier run's {left}, which this one would replace. Take "
+        "another --work-dir, go on with that run by --resume, or replace it by --overwrite."
+    )
+    assert run(*training, "--resume", "--overwrite", status=2).stdout == ""
 
 
 def mark(out: Path, *names: str) -> None:

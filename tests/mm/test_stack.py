@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec
@@ -122,3 +123,19 @@ def test_compiled_operations_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(compiled_operations, "find_spec", lambda name: object())
     compiled_operations.stand_in_for_compiled_operations()
     assert compiled_operations.MODULE not in sys.modules
+
+
+def test_importing_says_nothing_of_what_nothing_uses() -> None:
+    code = "import sketchfusion_plugins.mm"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_other_words_of_an_import_are_passed_on(
+    pretend: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend(FORKS)
+    monkeypatch.setattr(stack, "import_module", lambda name: print(f"{name} is\nold"))
+    stack.check_stack()
+    parts = ("mmcv", "mmseg", "mmseg.apis", "mmseg.datasets")
+    assert capsys.readouterr().out == "".join(f"{name} is\nold\n" for name in parts)
