@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -48,28 +48,15 @@ class PartSummary:
     flops: int
 
 
-def summarise(model_name: str, size: int | None = None) -> list[PartSummary]:
-    """Parts of a registered timm model, the whole last.
+def summarise(model: Any, side: int) -> list[PartSummary]:
+    """Parts of a timm model of SketchFusion, the whole last.
 
     Args:
-        model_name: timm name, with or without a tag.
-        size: Side of a square image; None for the model's own.
-
-    Raises:
-        ValueError: Not a SketchFusion model.
-        RuntimeError: timm knows no such model.
+        model: A `timm_adapters.SketchFusion` in eval mode, built on the device ``"meta"``.
+        side: Side of a square image in pixels, at least 32.
     """
-    import timm
     from torch.utils.flop_counter import FlopCounterMode
 
-    import sketchfusion_plugins  # noqa: F401  (registers the models)
-
-    if not model_name.startswith("sketchfusion"):
-        known = ", ".join(timm.list_models("sketchfusion*", include_tags=True))
-        raise ValueError(f"{model_name!r} is not a SketchFusion model; choose one of {known}.")
-    with torch.device("meta"):
-        model = timm.create_model(model_name).eval()
-    side = size or model.default_cfg["input_size"][-1]
     image = torch.empty(1, model.in_chans, side, side, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)

@@ -17,7 +17,7 @@ from sketchfusion_plugins.cli.common import (
     errors_in_one_line,
     working,
 )
-from sketchfusion_plugins.cli.completion import complete_timm_name
+from sketchfusion_plugins.cli.completion import complete_timm_name, complete_trainable
 
 
 def quickstart(
@@ -75,7 +75,10 @@ def quickstart(
 def summary(
     model: Annotated[
         str,
-        typer.Argument(help="timm name, with or without a tag.", autocompletion=complete_timm_name),
+        typer.Argument(
+            help="Preset or timm name, with or without a tag, or a checkpoint.",
+            autocompletion=complete_trainable,
+        ),
     ],
     size: Annotated[
         int | None, typer.Option(min=32, help="Side of the image in pixels; default: the model's.")
@@ -89,9 +92,21 @@ def summary(
     Example: sketchfusion summary sketchfusion_base --size 512
     """
     with errors_in_one_line(), working("building the model"):
-        from sketchfusion_plugins.summary import summarise
+        import torch
 
-        rows = summarise(model, size)
+        from sketchfusion_plugins.inference.models import (
+            config_of,
+            default_size,
+            find_config,
+            is_place,
+        )
+        from sketchfusion_plugins.summary import summarise
+        from timm_adapters import SketchFusion
+
+        config = config_of(model) if is_place(model) else find_config(model)
+        with torch.device("meta"):
+            built = SketchFusion(config).eval()
+        rows = summarise(built, size or default_size(model))
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=1))
         return

@@ -50,7 +50,18 @@ def test_summary_grows_with_the_image() -> None:
 def test_summary_of_another_model_is_refused() -> None:
     result = runner.invoke(app, ["summary", "resnet18"])
     assert result.exit_code == 1
-    assert "choose one of sketchfusion_base" in result.stderr
+    assert "choose a timm name (sketchfusion_base, " in result.stderr
+    assert "or a preset (paper, " in result.stderr
+
+
+def test_summary_takes_the_names_that_other_commands_take() -> None:
+    def rows(name: str) -> str:
+        result = runner.invoke(app, ["summary", name, "--json"])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    expected = rows("sketchfusion_tiny.open_pictures")
+    assert rows("tiny") == rows("sketchfusion/tiny") == expected
 
 
 def test_quickstart_writes_report_adapters_and_picture(tmp_path: Path) -> None:
