@@ -253,6 +253,21 @@ def test_segmentation_models_pytorch_has_the_trained_weights() -> None:
             torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("decoder", ["Unet", "FPN", "UPerNet"])
+def test_decoders_without_dilation(decoder: str) -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    model = getattr(smp, decoder)(f"tu-{TINY}", encoder_weights=None, classes=2).eval()
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 2, 64, 64)
+
+
+@pytest.mark.parametrize("decoder", ["DeepLabV3", "DeepLabV3Plus", "PAN"])
+def test_dilation_is_refused(decoder: str) -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    with pytest.raises(NotImplementedError, match="output_stride must be 32, got"):
+        getattr(smp, decoder)(f"tu-{TINY}", encoder_weights=None, classes=2)
+    assert timm.create_model(TINY, output_stride=32).num_classes == 1000
+
+
 def test_save_and_load_through_timm(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = timm.create_model(TINY, num_classes=5, changes={"injection__init": "official"}).eval()

@@ -75,6 +75,13 @@ TAG_PRESETS = {
 
 
 def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    output_stride = kwargs.pop("output_stride", 32)
+    if output_stride != 32:
+        raise NotImplementedError(
+            f"{variant} has levels of strides 4, 8, 16 and 32, so output_stride must be 32, got "
+            f"{output_stride}. Of segmentation_models.pytorch take a decoder that needs no "
+            "dilation: Unet, FPN or UPerNet, not DeepLabV3, DeepLabV3Plus or PAN."
+        )
     # timm takes a file named by the caller for a whole state dict; ours hold adapters, and a check.
     overlay = {"custom_load": "hf", **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
     if overlay.get("hf_hub_id") or overlay.get("url"):
