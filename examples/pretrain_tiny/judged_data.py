@@ -248,11 +248,10 @@ def _scenes(drawings: Drawings, artist: Labelled, count: int | None) -> Scenes:
     used = slice(None if count is None else 4 * count)
     pictures = artist.pixels[used].permute(0, 2, 3, 1).numpy()
     covered = solid(pictures).astype(np.uint8) * 255
-    # Twice as large: a cell of the canvas then holds the picture at its own size.
-    large, covered = (array.repeat(2, 1).repeat(2, 2) for array in (pictures, covered))
     shown = drawings.subset(artist.labels[used].tolist())
     scenes = OpenMojiScenes(
-        Drawings(shown.concepts, np.zeros_like(large), large, covered, shown.family), seed=SEED
+        Drawings(shown.concepts, np.zeros_like(pictures), pictures, covered, shown.family),
+        seed=SEED,
     )
     chosen, pixels, masks = [], [], []
     for index in range(len(scenes)):
