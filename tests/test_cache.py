@@ -214,6 +214,22 @@ def test_other_files_are_left_alone_and_abandoned_ones_removed(tmp_path: Path) -
     assert not abandoned.exists()
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_record_evicted_between_safetensors_two_openings_is_a_miss(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.put(KEY, {"a": torch.ones(2)})
+    from_file = torch.UntypedStorage.from_file
+
+    def evict_and_open(filename: str, *arguments: Any, **options: Any) -> Any:
+        Path(filename).unlink()
+        return from_file(filename, *arguments, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", evict_and_open)
+    assert store.get(KEY) is None
+    assert (store.hits, store.misses, len(store)) == (0, 1, 0)
+
+
 @pytest.mark.parametrize("copy", [deepcopy, lambda store: pickle.loads(pickle.dumps(store))])
 def test_copies_share_the_folder(copy: Any, tmp_path: Path) -> None:
     store = FeatureStore(tmp_path, 3 * MEBIBYTE)

@@ -9,6 +9,7 @@ every read.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import warnings
@@ -189,7 +190,10 @@ def _read(path: Path, key: str) -> dict[str, Tensor] | None:
         warnings.warn(f"{path} is damaged and is made anew: {error}", stacklevel=3)
         with suppress(OSError):
             path.unlink()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # safetensors opens a file twice, the second time through torch, and may find it evicted.
+        if os.strerror(errno.ENOENT) in str(error):
+            return None
         # Too many open files, say: nothing is known of the record.
         warnings.warn(f"{path} cannot be read and is made anew: {error}", stacklevel=3)
     return None
