@@ -134,8 +134,9 @@ def to_tensor(
             )
         else:
             image = image.resize((width, height), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32))
-    return pixels.permute(2, 0, 1) / 127.5 - 1.0
+    # Not in torch, whose threads would get in the way of a model's when images are read meanwhile.
+    pixels = np.array(image, dtype=np.float32) / 127.5 - 1.0
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def check_image(image: Tensor, in_channels: int) -> None:

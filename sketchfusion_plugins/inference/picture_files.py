@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from sketchfusion_plugins.files import replacing
 from sketchfusion_plugins.images import open_image, to_tensor
 from sketchfusion_plugins.problems import Problems, skipping
 
+# Threads that read; each may hold a decoded picture of up to half a gigabyte.
+READERS = 4
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
@@ -43,30 +46,6 @@ def list_pictures(inputs: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
-def read_pictures(
-    paths: Sequence[Path], size: int, problems: Problems
-) -> tuple[list[Path], Tensor | None]:
-    """Read pictures, each padded to a square.
-
-    Args:
-        paths: Files.
-        size: Side of the squares in pixels.
-        problems: Collects files that are no pictures.
-
-    Returns:
-        The readable files, and their images ``[B, 3, size, size]`` in -1..1; None if there is none.
-
-    Raises:
-        OSError: A file cannot be read, and ``problems`` is strict.
-    """
-    readable, images = [], []
-    for path in paths:
-        with skipping(problems, path):
-            images.append(to_tensor(open_image(path), size))
-            readable.append(path)
-    return readable, torch.stack(images) if images else None
-
-
 def read_batches(
     paths: Sequence[Path],
     size: int,
@@ -74,10 +53,23 @@ def read_batches(
     batch_size: int,
     what: str,
     progress: bool = True,
-) -> Iterator[tuple[list[Path], Tensor]]:
-    """Readable files and their images ``[B, 3, size, size]``, batch by batch.
+) -> Generator[tuple[list[Path], Tensor]]:
+    """Readable files and their images, batch by batch; the next batch is read meanwhile.
+
+    Args:
+        paths: Files.
+        size: Side, in pixels, of the square that each is padded to.
+        problems: Collects files that are no pictures.
+        batch_size: Files per batch.
+        what: Name of the progress bar.
+        progress: Show it, when standard error is a terminal.
+
+    Yields:
+        Files that could be read, and their images ``[B, 3, size, size]`` in -1..1; nothing for a
+        batch without any.
 
     Raises:
+        OSError: A file cannot be read, and ``problems`` is strict.
         ValueError: ``batch_size`` is below 1.
     """
     from tqdm import tqdm
@@ -85,13 +77,24 @@ def read_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     hidden = None if progress else True
-    with tqdm(total=len(paths), desc=what, unit="picture", disable=hidden, leave=False) as bar:
-        for start in range(0, len(paths), batch_size):
-            part = paths[start : start + batch_size]
-            readable, images = read_pictures(part, size, problems)
-            if images is not None:
-                yield readable, images
-            bar.update(len(part))
+    # Threads, since Pillow decodes and resizes without holding Python's lock.
+    pool = ThreadPoolExecutor(READERS, "reader")
+    try:
+        with tqdm(total=len(paths), desc=what, unit="picture", disable=hidden, leave=False) as bar:
+            following = _submit(pool, paths[:batch_size], size)
+            for end in range(batch_size, len(paths) + batch_size, batch_size):
+                current = following
+                following = _submit(pool, paths[end : end + batch_size], size)
+                readable, images = [], []
+                for path, image in current:
+                    with skipping(problems, path):
+                        images.append(image.result())
+                        readable.append(path)
+                if images:
+                    yield readable, torch.stack(images)
+                bar.update(len(current))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def check_png(path: Path | None) -> None:
@@ -121,3 +124,13 @@ def write_png(pixels: NDArray[np.uint8], path: Path) -> None:
 def _is_picture(path: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _submit(
+    pool: ThreadPoolExecutor, paths: Sequence[Path], size: int
+) -> list[tuple[Path, Future[Tensor]]]:
+    return [(path, pool.submit(_read, path, size)) for path in paths]
+
+
+def _read(path: Path, size: int) -> Tensor:
+    return to_tensor(open_image(path), size)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from sketchfusion_plugins.data.segmentation_pairs import read_mask
 from sketchfusion_plugins.images import FORMATS, flatten_image, open_image, to_tensor
-from sketchfusion_plugins.inference.picture_files import read_pictures
+from sketchfusion_plugins.inference.picture_files import read_batches
 from sketchfusion_plugins.problems import Problems
 
 NOISE = Image.effect_noise((23, 17), 60)
@@ -90,9 +90,9 @@ def test_bad_file_is_one_error_that_names_it(name: str, tmp_path: Path) -> None:
     problems = Problems()
     good = tmp_path / "good.png"
     good.write_bytes(_saved("PNG"))
-    readable, images = read_pictures([path, good], 32, problems)
+    ((readable, images),) = read_batches([path, good], 32, problems, 2, "reading")
     assert readable == [good]
-    assert images is not None and images.shape == (1, 3, 32, 32)
+    assert images.shape == (1, 3, 32, 32)
     assert len(problems.found) == 1 and str(path) in problems.found[0]
 
 

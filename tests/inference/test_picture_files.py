@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sketchfusion_plugins.images import open_image, to_tensor
+from sketchfusion_plugins.inference import picture_files
 from sketchfusion_plugins.inference.picture_files import (
     check_png,
     list_pictures,
-    read_pictures,
+    read_batches,
     write_png,
 )
 from sketchfusion_plugins.problems import Problems
@@ -54,27 +56,64 @@ def _write(folder: Path) -> list[Path]:
 def test_bad_files_are_told_apart(tmp_path: Path) -> None:
     paths = _write(tmp_path)
     problems = Problems()
-    readable, images = read_pictures(paths, 48, problems)
+    ((readable, images),) = read_batches(paths, 48, problems, 5, "reading")
     assert readable == [paths[0], paths[3]]
-    assert images is not None and images.shape == (2, 3, 48, 48)
+    assert images.shape == (2, 3, 48, 48)
     np.testing.assert_array_equal(images[1], to_tensor(open_image(paths[3]), 48))
     assert len(problems.found) == 3
     for path, line in zip((paths[1], paths[2], paths[4]), problems.found, strict=True):
         assert line.count(str(path)) == 1
-    assert read_pictures(paths[1:3], 48, Problems()) == ([], None)
+    assert list(read_batches(paths[1:3], 48, Problems(), 5, "reading")) == []
+
+
+def test_batches_keep_order_whatever_reading_takes(tmp_path: Path) -> None:
+    paths = []
+    for number, side in enumerate((900, 8, 500, 8, 8, 700, 8)):
+        path = tmp_path / f"{number}.png"
+        Image.effect_noise((side, side), 40 + number).save(path)
+        paths.append(path)
+    paths.insert(3, tmp_path / "none.png")
+    problems = Problems()
+    batches = list(read_batches(paths, 48, problems, 3, "reading"))
+    assert [readable for readable, _ in batches] == [paths[:3], paths[4:6], paths[6:]]
+    for readable, images in batches:
+        for path, image in zip(readable, images, strict=True):
+            assert torch.equal(image, to_tensor(open_image(path), 48))
+    assert len(problems.found) == 1 and "none.png" in problems.found[0]
+
+
+def test_no_more_is_read_than_the_next_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(10)]
+    for path in paths:
+        Image.new("L", (8, 8)).save(path)
+    opened = []
+
+    def note(path: Path) -> Image.Image:
+        opened.append(path)
+        return open_image(path)
+
+    monkeypatch.setattr(picture_files, "open_image", note)
+    batches = read_batches(paths, 48, Problems(), 2, "reading")
+    next(batches)
+    batches.close()
+    assert set(paths[:2]) <= set(opened) <= set(paths[:4])
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        next(read_batches(paths, 48, Problems(), 0, "reading"))
 
 
 def test_strict_stops_at_the_first(tmp_path: Path) -> None:
     paths = _write(tmp_path)
     with pytest.raises(OSError, match=r"b\.png"):
-        read_pictures(paths, 48, Problems(strict=True))
+        list(read_batches(paths, 48, Problems(strict=True), 5, "reading"))
 
 
 def test_decompression_bombs_are_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = _write(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     problems = Problems()
-    assert read_pictures(paths[:1], 48, problems) == ([], None)
+    assert list(read_batches(paths[:1], 48, problems, 5, "reading")) == []
     assert "a.png: " in problems.found[0]
 
 
