@@ -74,9 +74,13 @@ def test_files_are_safe_small_and_part_of_a_build() -> None:
     for path in FOLDER.rglob("*.safetensors"):
         assert {t.dtype for t in load_file(path).values()} <= {torch.float16, torch.int64}, path
     # hatch leaves out what git ignores.
-    command = ["git", "check-ignore", *map(str, files)]
-    ignored = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
-    assert ignored.stdout == ""
+    # Asked of the source tree, since FOLDER is in site-packages where the wheel is installed.
+    source = Path(__file__).parents[1] / "sketchfusion_plugins" / "weights" / FOLDER.name
+    paths = [str(source / path.relative_to(FOLDER)) for path in files]
+    assert all(Path(path).is_file() for path in paths)
+    command = ["git", "check-ignore", *paths]
+    ignored = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert (ignored.returncode, ignored.stdout) == (1, ""), ignored.stderr
 
 
 @pytest.mark.parametrize(
