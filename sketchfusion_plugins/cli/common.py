@@ -107,7 +107,11 @@ def working(what: str) -> Iterator[None]:
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Ends with status 1 and one line for errors that a user can mend."""
+    """Ends with status 1 and one line for errors that a user can mend; warnings are a line too."""
+    import warnings
+
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
     try:
         yield
     except BrokenPipeError:
@@ -119,6 +123,8 @@ def errors_in_one_line() -> Iterator[None]:
             raise
         typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(1) from error
+    finally:
+        warnings.formatwarning = usual
 
 
 def choose_device(device: str) -> str:

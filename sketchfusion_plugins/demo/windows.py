@@ -1,7 +1,7 @@
 """Where in a photo something like a sketch is: windows of the photo, described like pictures.
 
 A pooled descriptor of the whole sketch against every cell of the photo's map, as query segmentation
-compares them, finds nothing before its head is trained. Windows keep the layout of what they show,
+compares them, finds little before its head is trained. Windows keep the layout of what they show,
 as whole pictures in a gallery do. They do not depend on the sketch, so a photo is described once.
 """
 

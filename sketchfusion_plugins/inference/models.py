@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -285,7 +286,14 @@ def _open_checkpoint(name: str, task: str | None, dtype: str | None) -> Task | F
 def _open_fresh(name: str, config: EncoderConfig, seed: int) -> Features:
     part, _ = _split(name)
     encoder = fresh_encoder(config, seed)
-    return PARTS[part](encoder) if part else FusedFeatures(encoder)
+    if part:
+        return PARTS[part](encoder)
+    warnings.warn(
+        f"injection and aggregation of {name!r} are untrained, drawn from seed {seed}. Name a "
+        "checkpoint to use trained ones; 'sketchfusion/tiny' is part of the package.",
+        stacklevel=3,
+    )
+    return FusedFeatures(encoder)
 
 
 def _with_precision(config: EncoderConfig, dtype: str | None) -> EncoderConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,16 @@ def test_every_kind_of_name(name: str, kind: type[Features]) -> None:
 def test_parts_stand_on_the_paper_unless_told() -> None:
     assert config_of("clip") == config_of("sd+clip") == PRESETS["paper"]
     assert config_of("sd:cleandift", "random") == PRESETS["cleandift"].replace(weights="random")
+
+
+@pytest.mark.parametrize(("name", "warns"), [("tiny", True), ("sd:tiny", False)])
+def test_untrained_adapters_are_told(name: str, warns: bool) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        open_model(name, weights="random", seed=3)
+    told = [str(w.message) for w in caught if "untrained, drawn from seed 3" in str(w.message)]
+    assert len(told) == warns
+    assert all("'tiny'" in message and "sketchfusion/tiny" in message for message in told)
 
 
 def test_checkpoints(saved: Path) -> None:
