@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from sketchfusion_plugins.data.tuberlin import load_tuberlin
 from sketchfusion_plugins.data.warps import WarpConfig, random_warp
 from sketchfusion_plugins.images import to_tensor
 from sketchfusion_plugins.metrics.retrieval import PROTOCOLS
+from sketchfusion_plugins.problems import Problems
 
 HELD_OUT = 0.3
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
@@ -169,10 +171,18 @@ def tuberlin(folder: Path) -> Pictures:
 def quickdraw_recognition(source: str, size: int, seed: int, limit: int | None) -> TaskData:
     """Quick, Draw! in any of its layouts; a part of each class is held out.
 
-    Which part follows from a drawing's row within its class, whatever the limit and the classes.
+    Which part follows from a drawing's row among those of its class that can be read, whatever the
+    limit and the classes. Others are left out with a warning.
     """
     transform = partial(to_tensor, size=size)
-    plain = QuickDraw(_folder(source), StrokeStyle(size), transform, limit=limit)
+    problems = Problems()
+    plain = QuickDraw(_folder(source), StrokeStyle(size), transform, limit=limit, problems=problems)
+    if problems.found:
+        warnings.warn(
+            f"drawings that cannot be read are left out: {len(problems.found)}, the first "
+            f"{problems.first}",
+            stacklevel=2,
+        )
     held_out = _held_out_rows(seed, plain.categories, plain.drawings.labels)
     train, test = _places(~held_out), _places(held_out)
     return TaskData(

@@ -281,6 +281,20 @@ def test_a_drawing_stays_on_its_side_whatever_the_limit_and_the_classes(tmp_path
     assert keys(load_task_data("recognition", source, SIZE, seed=1).test) != held_out
 
 
+def test_bad_lines_of_quickdraw_are_left_out_and_told(tmp_path: Path) -> None:
+    write_quickdraw(tmp_path)
+    whole = load_task_data("recognition", f"quickdraw:{tmp_path}", SIZE)
+    every = keys(whole.fit) | keys(whole.test)
+    lines = (tmp_path / "key.ndjson").read_text().splitlines()
+    lines[3], lines[7] = lines[3][:40], lines[7].replace('"drawing": [[[', '"drawing": [[["x", ')
+    (tmp_path / "key.ndjson").write_text("\n".join(lines) + "\n")
+    with pytest.warns(UserWarning, match=r"left out: 2, the first .*key\.ndjson, line 4") as told:
+        data = load_task_data("recognition", f"quickdraw:{tmp_path}", SIZE)
+    assert len(told) == 1
+    assert keys(data.fit) | keys(data.test) == every - {"key/103", "key/107"}
+    assert data.categories == whole.categories
+
+
 def test_the_rows_held_out_are_those_of_splitmix64() -> None:
     # The first numbers of seed 1234567, from the generator's reference implementation.
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
