@@ -18,6 +18,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from data import Pictures, load_pictures
+from grounds import on_grounds
 from sources import SIZE
 from timm.layers import set_fused_attn
 from tokenizers import (
@@ -226,8 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def step(generator: torch.Generator, spent: float) -> Mapping[str, Tensor]:
         draw = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
         chosen = pick(batch * 2 if side(spent) == SMALL_SIDE else batch, draw)
-        images = random_affine(normalise(pictures.pixels[chosen]), generator)
-        images = F.interpolate(images, side(spent), mode="area")
+        images = F.interpolate(normalise(pictures.pixels[chosen]), side(spent), mode="area")
+        images = on_grounds(random_affine(images, generator), generator)
         tokens = tokenize(tokenizer, [pictures.rows[i].caption(draw) for i in chosen])
         with autocast():
             image = clip.encode_image(jitter(images, generator))

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from clip import jitter
 from data import Leaks, Pictures, load_pictures
+from grounds import on_grounds
 from judged_sketches import last_of_each
 from numpy.typing import NDArray
 from torch import Tensor
@@ -138,7 +139,9 @@ class FusionBatches:
         )
         flip = torch.from_numpy(draw.random(len(free)) < 0.5)[:, None, None, None]
         coloured, free = (torch.where(flip, side.flip(-1), side) for side in (coloured, free))
-        coloured = torch.cat([aligned[1], coloured])
+        # Photographs have grounds; only what is surely a picture, not a drawing, gets one.
+        pictures = torch.cat([aligned[1], coloured[:ARTISTS]])
+        coloured = torch.cat([on_grounds(pictures, generator), coloured[ARTISTS:]])
         part_classes = [self._class_of_part(name) for name in parts.names]
         return FusionBatch(
             drawing=torch.cat([aligned[0], free, parts.images[0]]),

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from data import Pictures, load_pictures
+from grounds import solid
 from judged_sketches import Labelled, PartDrawings, load_part_drawings, load_sketches
 from numpy.typing import NDArray
-from scipy.ndimage import binary_fill_holes
 from sources import SIZE, fetch, words
 from torch import Tensor
 
@@ -214,12 +214,6 @@ class JudgedData:
                 pictures.append(rasterise(svg.encode(), SIZE))
                 labels.append(number)
         return Labelled(_channels_first(np.stack(pictures)), torch.tensor(labels))
-
-
-def solid(pictures: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """What pictures on white ``[N, S, S, 3]`` cover: what isn't white, and what that encloses."""
-    inked = pictures.min(-1) < 245
-    return np.stack([binary_fill_holes(ink) for ink in inked])
 
 
 def _warp(concept: Concept, repeat: int) -> Warp:

@@ -29,12 +29,16 @@ EMOJI = ("noto", "noto-v1", "twemoji", "fluent-emoji-flat", "emojione", "emojion
 ICONS = (
     "flat-color-icons",
     "fluent-color",
+    "icon-park",
     "meteocons",
     "streamline-color",
+    "streamline-cyber-color",
     "streamline-emojis",
     "streamline-flex-color",
+    "streamline-freehand-color",
     "streamline-kameleon-color",
     "streamline-plump-color",
+    "streamline-sharp-color",
     "streamline-stickies-color",
     "streamline-ultimate-color",
 )

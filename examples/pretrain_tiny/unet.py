@@ -19,6 +19,7 @@ from clip import load_tokenizer, tokenize
 from data import Pictures, load_pictures
 from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from grounds import on_grounds
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
@@ -51,6 +52,7 @@ def cache_latents(work: Path, pictures: Pictures, test: Pictures) -> dict[str, T
             image = normalise(part)
             if version:
                 image = random_affine(image, generator, degrees=10, scale=(0.7, 1.05), shift=0.08)
+                image = on_grounds(image, generator)
             with torch.no_grad(), autocast():
                 done.append(vae.encode(image).latents.float())
         return torch.cat(done)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from data import load_pictures
 from diffusers import AutoencoderTiny
+from grounds import on_grounds
 from torch import Tensor
 from training import autocast, normalise, parse, train
 
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = torch.randint(len(pictures.rows), (batch,), generator=generator)
         top, left = (8 * torch.randint(0, 9, (2,), generator=generator)).tolist()
         crop = normalise(pictures.pixels[chosen][..., top : top + CROP, left : left + CROP])
+        crop = on_grounds(crop, generator)
         mirrored, grey = torch.rand(2, generator=generator).tolist()
         crop = crop.flip(-1) if mirrored < 0.5 else crop
         crop = crop.mean(1, keepdim=True).expand(-1, 3, -1, -1) if grey < 0.3 else crop

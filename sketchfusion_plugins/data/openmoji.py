@@ -150,6 +150,8 @@ def rasterise(svg: bytes, size: int) -> NDArray[np.uint8]:
         width=size,
         height=size,
         background="#ffffff",
+        # As in CSS. By default resvg-py refuses sizes in mm or pt, which Inkscape writes.
+        dpi=96,
         # Fonts differ between machines and take time to list; OpenMoji draws letters as paths.
         skip_system_fonts=True,
     )

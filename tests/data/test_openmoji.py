@@ -75,6 +75,18 @@ def test_rasterise_centres_drawings_that_are_not_square() -> None:
     assert (picture[:2] == 255).all() and (picture[6:] == 255).all()
 
 
+@pytest.mark.parametrize("unit", ["px", "pt", "mm", "cm", "in", "pc"])
+def test_rasterise_knows_units_of_length(unit: str) -> None:
+    pytest.importorskip("resvg_py")
+    # Half of the drawing's width is black; without a view box lengths count.
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="20{unit}" height="20{unit}">'
+        f'<rect width="10{unit}" height="20{unit}"/></svg>'
+    )
+    picture = rasterise(svg.encode(), 8)
+    assert (picture[:, :4] == 0).all() and (picture[:, 4:] == 255).all()
+
+
 @pytest.mark.parametrize("attribute", ["href", "xlink:href"])
 def test_local_files_are_never_drawn(tmp_path: Path, attribute: str) -> None:
     resvg_py = pytest.importorskip("resvg_py")
