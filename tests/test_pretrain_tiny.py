@@ -20,7 +20,8 @@ from sketchfusion_plugins import SketchFusionEncoder, preset
 FOLDER = Path(__file__).parents[1] / "examples" / "pretrain_tiny"
 STAGES = (
     *("training", "split", "sources", "data", "vae", "clip", "unet", "export"),
-    *("fusion", "fusion_data", "fusion_models", "judged_sketches"),
+    *("fusion", "fusion_data", "fusion_models", "grounds", "judged_sketches"),
+    *("named_pairs", "pens", "validation"),
 )
 Load = Callable[[str], ModuleType]
 
@@ -327,7 +328,7 @@ def test_mirrored_drawings_are_turned_about_the_same_angle(load: Load) -> None:
     from sketchfusion_plugins.data.strokes import Strokes
 
     strokes = Strokes.from_paths([[[0.0, 0.0], [10.0, 0.0]]])
-    moved = load("fusion_data").turned(strokes, np.random.default_rng(0), mirrored=True).points
+    moved = load("pens").turned(strokes, np.random.default_rng(0), mirrored=True).points
     assert moved[1, 0] < 0 and abs(moved[1, 1]) <= abs(moved[1, 0]) * math.tan(math.radians(21))
 
 
@@ -337,3 +338,37 @@ def test_held_out_drawings_are_the_last_of_their_class(load: Load) -> None:
 
     fit = load("fusion_data").fitting_drawings(Sketches())
     assert fit == {0: list(range(16)), 1: [20, 21, 22, 23]}
+
+
+def test_named_pairs_are_of_different_artists(load: Load) -> None:
+    data = load("data")
+
+    def pictures(*rows: tuple[str, str]) -> object:
+        pixels = torch.arange(len(rows))[:, None, None, None].expand(-1, 3, 2, 2)
+        return data.Pictures(pixels, tuple(data.Row(s, n, (), "", False) for s, n in rows))
+
+    lines = pictures(("ink", "Sun"), ("pen", "sun"), ("ink", "dog"), ("ink", "cup"), ("ink", "hut"))
+    coloured = pictures(("ink-color", "cup"), ("oil", "hut"), ("oil", "sun"), ("oil", "hot dog"))
+    pairs = load("named_pairs").NamedPairs(lines, coloured, data.Leaks(["dog"]))
+    # A dog leaks, and nobody else drew a cup.
+    assert pairs.names == ["sun", "hut"]
+    draw = np.random.default_rng(0)
+    drawn = {(int(a[0, 0, 0]), int(b[0, 0, 0])) for a, b in (pairs("sun", draw) for _ in range(99))}
+    # By number of either collection: the other line icon, or the coloured picture.
+    assert drawn == {(0, 1), (0, 2), (1, 0), (1, 2)}
+    assert [int(side[0, 0, 0]) for side in pairs("hut", draw)] == [4, 1]
+
+
+def test_grounds_lie_behind_pictures(load: Load) -> None:
+    grounds = load("grounds").on_grounds
+    picture = torch.ones(4, 3, 32, 32)
+    picture[:, :, 8:24, 8:24] = torch.tensor([-1.0, 0.0, 0.5])[:, None, None]
+    picture[:, :, 12:20, 12:20] = 1.0  # white inside, which stays
+    generator = torch.Generator().manual_seed(0)
+    painted = grounds(picture, generator, share=1.0)
+    assert torch.equal(painted[:, :, 9:23, 9:23], picture[:, :, 9:23, 9:23])
+    assert (painted[:, :, 0] < 1).flatten(1).any(1).all()
+    assert painted.min() >= -1 and painted.max() <= 1
+    # Every picture has a ground of its own; with a share of 0 none has one.
+    assert len({tuple(p[:, 0, 0].tolist()) for p in painted}) == 4
+    torch.testing.assert_close(grounds(picture, generator, share=0.0), picture)

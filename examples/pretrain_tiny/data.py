@@ -1,4 +1,4 @@
-"""Stage 1: coloured pictures with captions, drawn once into shards.
+"""Stage 1: coloured pictures with captions, and line icons, drawn once into shards.
 
 python examples/pretrain_tiny/data.py --work DIR
 
@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sources import EMOJI, SIZE, SOURCES, Item, describe, fetch, list_items, words
+from sources import EMOJI, LINES, SIZE, SOURCES, Item, describe, fetch, list_items, words
 from torch import Tensor
 from tqdm import tqdm
 
 from sketchfusion_plugins.data.openmoji import Concept, held_out_concepts, load_concepts
 from sketchfusion_plugins.files import write_safetensors, write_text
 
+CHOICES = (*SOURCES, *LINES)
 SHARD = 1000
 SMALLEST_INK = 0.01
 SMALLEST_COLOURED = 0.02
@@ -78,27 +79,41 @@ class Pictures:
 
 
 def load_pictures(work: Path) -> tuple[Pictures, Pictures]:
-    """Training and held-out pictures that stage 1 has drawn.
+    """Coloured training and held-out pictures that stage 1 has drawn.
 
     Raises:
         FileNotFoundError: It has drawn none, or not all of them.
     """
+    pictures = _load(work, "pictures")
+    held_out = [row.held_out for row in pictures.rows]
+    return (
+        pictures.subset([i for i, held in enumerate(held_out) if not held]),
+        pictures.subset([i for i, held in enumerate(held_out) if held]),
+    )
+
+
+def load_lines(work: Path) -> Pictures:
+    """Line icons that stage 1 has drawn, for the fusion stage alone.
+
+    Raises:
+        FileNotFoundError: It has drawn none, or not all of them.
+    """
+    return _load(work, "lines")
+
+
+def _load(work: Path, folder: str) -> Pictures:
     from safetensors import safe_open
 
-    paths = sorted((work / "pictures").glob("*.safetensors"))
+    paths = sorted((work / folder).glob("*.safetensors"))
     if not paths or not (work / "sources.json").is_file():
-        raise FileNotFoundError(f"{work} holds no finished pictures; run data.py --work {work}.")
+        raise FileNotFoundError(f"{work} holds no finished {folder}; run data.py --work {work}.")
     pixels, rows = [], []
     for path in paths:
         with safe_open(path, framework="pt") as file:
             pixels.append(file.get_tensor("pictures"))
             for values in json.loads(file.metadata()["rows"]):
                 rows.append(Row(**{**values, "keywords": tuple(values["keywords"])}))
-    pictures = Pictures(torch.cat(pixels), tuple(rows))
-    return (
-        pictures.subset([i for i, row in enumerate(rows) if not row.held_out]),
-        pictures.subset([i for i, row in enumerate(rows) if row.held_out]),
-    )
+    return Pictures(torch.cat(pixels), tuple(rows))
 
 
 def save_shard(path: Path, pictures: Sequence[NDArray[np.uint8]], rows: Sequence[Row]) -> None:
@@ -135,7 +150,8 @@ def draw_source(
     items = list_items(source, work / "packages", concepts)
     kept = (item for item in items if item.concept in hidden or not leaks(item.name))
     for number, shard in enumerate(_batches(kept)):
-        path = work / "pictures" / f"{source}-{number:03d}.safetensors"
+        folder = "lines" if source in LINES else "pictures"
+        path = work / folder / f"{source}-{number:03d}.safetensors"
         if path.is_file():
             continue
         pictures, rows = [], []
@@ -145,7 +161,7 @@ def draw_source(
             except (ValueError, OSError):
                 # Clip art is made by many hands; some of it no renderer reads.
                 continue
-            if not _useful(picture, item.concept is None):
+            if not _useful(picture, item.concept is None and source not in LINES):
                 continue
             held = item.concept in hidden
             pictures.append(picture)
@@ -169,7 +185,7 @@ def _useful(picture: NDArray[np.uint8], must_be_coloured: bool) -> bool:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder outside the repository")
-    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES)
+    parser.add_argument("--sources", nargs="+", choices=CHOICES, default=CHOICES)
     options = parser.parse_args(arguments)
     work: Path = options.work
     concepts = load_concepts()
@@ -183,11 +199,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         manifest["emojilib (keywords)"] = describe("emojilib", work / "packages")
     write_text(json.dumps(manifest, indent=1) + "\n", work / "sources.json")
     train, test = load_pictures(work)
+    lines = load_lines(work).rows if {*LINES} & {*options.sources} else ()
     for source in options.sources:
-        counted = [sum(row.source == source for row in side.rows) for side in (train, test)]
+        drawn = (*train.rows, *lines), test.rows
+        counted = [sum(row.source == source for row in side) for side in drawn]
         manifest[source] |= {"pictures": str(counted[0]), "held_out": str(counted[1])}
     write_text(json.dumps(manifest, indent=1) + "\n", work / "sources.json")
-    print(f"{len(train.rows)} pictures to train on, {len(test.rows)} held out, in {work}")
+    print(
+        f"{len(train.rows)} pictures to train on, {len(test.rows)} held out, {len(lines)} line "
+        f"icons, in {work}"
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ Drawings enter here, see `fusion_data`. Every model trains with the same losses 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from fusion_models import (
 )
 from torch import Tensor, nn
 from training import Budget, autocast, train
+from validation import Validation
 
 from sketchfusion_plugins.features import pooled_descriptor
 from sketchfusion_plugins.heads.cells import sample_descriptors
@@ -180,14 +182,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["fused"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--timestep", type=int, help="noise level; the preset's by default")
+    parser.add_argument("--changes", type=json.loads, default={}, help='{"injection__init": ...}')
     parser.add_argument("--name", default="", help="added to the names of the results")
+    parser.add_argument(
+        "--validate", action="store_true", help="leave concepts out, measure on them"
+    )
     options = parser.parse_args(arguments)
     loading = {
         "foundations": options.foundations or options.work / "export",
-        "timestep": options.timestep,
+        "changes": options.changes,
     }
-    batches = FusionBatches(options.work, options.quickdraw, options.spg)
+    validation = Validation(options.work) if options.validate else None
+    left_out = validation.left_out if validation is not None else ()
+    batches = FusionBatches(options.work, options.quickdraw, options.spg, left_out)
     counts = {"subgroups": len(batches.subgroups), "sketches": len(batches.classes)}
     frozen = FrozenMaps(load_foundations(**loading))
     models = {}
@@ -211,6 +218,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         return {"loss": torch.stack([v["loss"] for v in losses.values()]).sum(), **parts}
 
+    def measure() -> Mapping[str, float]:
+        if validation is None:
+            return {}
+        return {
+            f"{kind} {name}": value
+            for kind, objectives in models.items()
+            for name, value in validation(objectives.model).items()
+        }
+
     folder = options.work / "fusion"
     folder.mkdir(parents=True, exist_ok=True)
     train(
@@ -218,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.work,
         models,
         step,
-        dict,
+        measure,
         Budget(steps=options.steps),
         LEARNING_RATE,
         weight_decay=1e-2,
@@ -230,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "kind": kind,
             "seed": options.seed,
             "steps": options.steps,
-            "timestep": options.timestep,
+            "changes": options.changes,
             "foundations": str(loading["foundations"]),
             "work": str(options.work),
             **counts,

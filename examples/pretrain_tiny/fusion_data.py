@@ -1,9 +1,10 @@
 """What the fusion stage sees: pairs of drawings and pictures, never of a held-out concept.
 
-Three kinds of pairs make a batch:
+Four kinds of pairs make a batch:
 
 - emoji: OpenMoji's line drawing of a concept with its own warped picture, whose points are known,
   or with another artist's picture;
+- icons: a line icon with a coloured picture, or another artist's line icon, of the same name;
 - sketches: two drawings of one Quick, Draw! class by different people, or a drawing with a
   coloured picture of the concept of that name;
 - parts: two drawings of one SPG class, whose strokes carry part labels.
@@ -12,17 +13,20 @@ Three kinds of pairs make a batch:
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from clip import jitter
-from data import Leaks, Pictures, load_pictures
+from data import Leaks, Pictures, load_lines, load_pictures
 from grounds import on_grounds
 from judged_sketches import last_of_each
+from named_pairs import NamedPairs
 from numpy.typing import NDArray
+from pens import random_style, restyle, turned
+from sources import SIZE
 from torch import Tensor
 from training import normalise, random_affine
 
@@ -31,13 +35,12 @@ from sketchfusion_plugins.data.openmoji_drawings import load_drawings
 from sketchfusion_plugins.data.openmoji_pairs import spread_points
 from sketchfusion_plugins.data.quickdraw import QuickDraw
 from sketchfusion_plugins.data.spg import load_spg
-from sketchfusion_plugins.data.strokes import Strokes, StrokeStyle, render, render_labels
+from sketchfusion_plugins.data.strokes import Strokes, render, render_labels
 from sketchfusion_plugins.data.warps import WarpConfig, random_warp
 
-SIZE = 128
 POINTS = 24
 PART_POINTS = 16
-ALIGNED, ARTISTS, SKETCHES, PARTS = 8, 12, 12, 6
+ALIGNED, ARTISTS, ICONS, SKETCHES, PARTS = 8, 12, 8, 12, 6
 SKETCH_WARP = WarpConfig(rotation=15, scale=1.2, shift=0.06, bend=0.03)
 NO_LABEL = -1
 
@@ -76,23 +79,30 @@ class FusionBatches:
         work: Folder that `data.py` filled.
         quickdraw: Folder of Quick, Draw!, see `sketchfusion_plugins.data.quickdraw`.
         spg: Folder of SPG, see `sketchfusion_plugins.data.spg`.
+        left_out: Families of OpenMoji that are left out too, with all that is named like them.
 
     Attributes:
         subgroups: Names of OpenMoji's subgroups.
         classes: Names of the sketch classes.
     """
 
-    def __init__(self, work: Path, quickdraw: Path, spg: Path) -> None:
-        hidden = held_out_concepts()
+    def __init__(
+        self, work: Path, quickdraw: Path, spg: Path, left_out: Collection[str] = ()
+    ) -> None:
+        held = held_out_concepts()
         drawings = load_drawings(SIZE)
-        leaks = Leaks([c.name for c in drawings.concepts if c.hexcode in hidden])
-        seen = [i for i, c in enumerate(drawings.concepts) if c.hexcode not in hidden]
-        self.drawings = drawings.subset(seen)
+        hidden = [
+            concept.hexcode in held or family in left_out
+            for concept, family in zip(drawings.concepts, drawings.family, strict=True)
+        ]
+        leaks = Leaks([c.name for c, no in zip(drawings.concepts, hidden, strict=True) if no])
+        self.drawings = drawings.subset([i for i, no in enumerate(hidden) if not no])
         self.subgroups = self.drawings.categories
         families = sorted(set(self.drawings.family))
         self.family = [families.index(name) for name in self.drawings.family]
         self.pictures = load_pictures(work)[0]
         self.by_artist = _artists(self.pictures)
+        self.icons = NamedPairs(load_lines(work), self.pictures, leaks)
 
         self.sketches = QuickDraw(quickdraw)
         self.classes = self.sketches.categories
@@ -106,6 +116,13 @@ class FusionBatches:
             label: names[name.lower()]
             for label, name in enumerate(self.classes)
             if name.lower() in names
+        }
+        classes = {name.lower(): self.concept_of_class(i) for i, name in enumerate(self.classes)}
+        emoji = {name: self.family[i] for name, i in names.items()}
+        first = len(self.family) + len(self.classes)
+        self.concept_of_icon = {
+            name: emoji.get(name, classes.get(name, first + number))
+            for number, name in enumerate(self.icons.names)
         }
         parts = [drawing for drawing in load_spg(spg)[1] if drawing.split == "train"]
         self.parts = defaultdict(list)
@@ -125,13 +142,15 @@ class FusionBatches:
         lines = restyle(normalise(_channels_first(self.drawings.line[chosen])), draw)
         aligned, points, visible = self._aligned(chosen[:ALIGNED], lines[:ALIGNED], generator, draw)
         artists = torch.stack([self._by_artist(index, draw) for index in chosen[ALIGNED:]])
+        named, icons, likenesses = self._icons(draw)
         sketches, answers, labels = self._sketches(draw)
         parts = self._parts(draw)
 
-        coloured = torch.cat([artists, answers])
-        coloured = random_affine(coloured, generator, degrees=20, scale=(0.75, 1.1), mirror=False)
+        coloured = torch.cat([artists, likenesses, answers])
+        # What is searched for in a picture may be small.
+        coloured = random_affine(coloured, generator, degrees=20, scale=(0.5, 1.1), mirror=False)
         free = random_affine(
-            torch.cat([lines[ALIGNED:], sketches]),
+            torch.cat([lines[ALIGNED:], restyle(icons, draw), sketches]),
             generator,
             degrees=20,
             scale=(0.75, 1.1),
@@ -139,15 +158,17 @@ class FusionBatches:
         )
         flip = torch.from_numpy(draw.random(len(free)) < 0.5)[:, None, None, None]
         coloured, free = (torch.where(flip, side.flip(-1), side) for side in (coloured, free))
-        # Photographs have grounds; only what is surely a picture, not a drawing, gets one.
-        pictures = torch.cat([aligned[1], coloured[:ARTISTS]])
-        coloured = torch.cat([on_grounds(pictures, generator), coloured[ARTISTS:]])
+        # Photographs have grounds, drawings by hand mostly none.
+        coloured = torch.cat([aligned[1], coloured])
+        pictures = ALIGNED + ARTISTS + ICONS
+        coloured = torch.cat([on_grounds(coloured[:pictures], generator), coloured[pictures:]])
         part_classes = [self._class_of_part(name) for name in parts.names]
         return FusionBatch(
             drawing=torch.cat([aligned[0], free, parts.images[0]]),
             picture=torch.cat([jitter(coloured, generator), parts.images[1]]),
             concept=torch.tensor(
                 [self.family[index] for index in chosen]
+                + [self.concept_of_icon[name] for name in named]
                 + [self.concept_of_class(label) for label in labels]
                 + [
                     self.concept_of_class(label) if label != NO_LABEL else -2 - number
@@ -156,9 +177,9 @@ class FusionBatches:
             ),
             subgroup=torch.tensor(
                 [self.subgroups.index(self.drawings.concepts[i].subgroup) for i in chosen]
-                + [NO_LABEL] * (SKETCHES + PARTS)
+                + [NO_LABEL] * (ICONS + SKETCHES + PARTS)
             ),
-            sketch_class=torch.tensor([NO_LABEL] * len(chosen) + labels + part_classes),
+            sketch_class=torch.tensor([NO_LABEL] * (len(chosen) + ICONS) + labels + part_classes),
             points=points,
             visible=visible,
             part_points=parts.points,
@@ -205,6 +226,11 @@ class FusionBatches:
             return normalise(self.pictures.pixels[int(draw.choice(drawn))])
         return normalise(_channels_first(self.drawings.color[index][None]))[0]
 
+    def _icons(self, draw: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
+        names = draw.choice(self.icons.names, ICONS, replace=False).tolist()
+        drawn, likenesses = zip(*(self.icons(name, draw) for name in names), strict=True)
+        return names, normalise(torch.stack(drawn)), normalise(torch.stack(likenesses))
+
     def _sketches(self, draw: np.random.Generator) -> tuple[Tensor, Tensor, list[int]]:
         labels = draw.choice(sorted(self.by_class), SKETCHES, replace=False).tolist()
         sketches, answers = [], []
@@ -225,8 +251,7 @@ class FusionBatches:
         return normalise(_channels_first(picture[None]))[0]
 
     def _class_of_part(self, name: str) -> int:
-        label = self.classes.index(name) if name in self.classes else NO_LABEL
-        return label
+        return self.classes.index(name) if name in self.classes else NO_LABEL
 
     def _parts(self, draw: np.random.Generator) -> _Parts:
         names = draw.choice(self.part_names, PARTS, replace=False).tolist()
@@ -269,38 +294,6 @@ def fitting_drawings(sketches: QuickDraw) -> dict[int, list[int]]:
     for index in (~last_of_each(sketches.labels)).nonzero()[:, 0].tolist():
         members[int(sketches.labels[index])].append(index)
     return dict(members)
-
-
-def random_style(draw: np.random.Generator) -> StrokeStyle:
-    """A pen and a hand."""
-    return StrokeStyle(
-        size=SIZE,
-        width=float(draw.uniform(1.2, 4.0)),
-        margin=float(draw.uniform(0.03, 0.2)),
-        stroke_dropout=0.1 * float(draw.random() < 0.3),
-        perturbation=float(draw.uniform(0.1, 0.8)),
-    )
-
-
-def turned(strokes: Strokes, draw: np.random.Generator, mirrored: bool) -> Strokes:
-    """A drawing turned up to 20 degrees and stretched."""
-    angle = np.deg2rad(draw.uniform(-20, 20))
-    stretch = np.exp(draw.uniform(-0.15, 0.15))
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    scale = np.array([-stretch if mirrored else stretch, 1 / stretch])
-    return Strokes((strokes.points * scale) @ turn, strokes.stroke)
-
-
-def restyle(lines: Tensor, draw: np.random.Generator) -> Tensor:
-    """Thicker pens and other inks; line drawings ``[B, 3, H, W]`` in -1..1."""
-    count = len(lines)
-    thick = torch.from_numpy(draw.random(count) < 0.3)[:, None, None, None]
-    lines = torch.where(thick, -F.max_pool2d(-lines, 3, 1, 1), lines)
-    ink = torch.from_numpy(draw.uniform(0.0, 0.5, (count, 1, 1, 1))).float()
-    colour = torch.from_numpy(draw.uniform(0.0, 0.6, (count, 3, 1, 1))).float()
-    coloured = torch.from_numpy(draw.random((count, 1, 1, 1)) < 0.3)
-    ink = torch.where(coloured, colour, ink.expand_as(colour))
-    return 1 - (1 - lines) * (1 - ink)
 
 
 def _artists(pictures: Pictures) -> dict[str, list[int]]:

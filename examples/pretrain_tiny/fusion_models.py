@@ -146,23 +146,21 @@ class TrainedFeatures(Features):
 
 
 def load_foundations(
-    foundations: Path, *, random: bool = False, timestep: int | None = None
+    foundations: Path, *, random: bool = False, changes: Mapping[str, Any] | None = None
 ) -> SketchFusionEncoder:
     """Encoder with fresh adapters.
 
     Args:
         foundations: Folder that `export.py` wrote.
         random: Random weights instead, in the same architecture.
-        timestep: Another noise level than the preset's.
+        changes: Of the preset, as `EncoderConfig.replace` takes them.
     """
     config = preset("tiny").replace(
         weights="random" if random else "pretrained",
         diffusion__source=str(foundations / "diffusion"),
         semantic__source=str(foundations / "semantic"),
     )
-    if timestep is not None:
-        config = config.replace(diffusion__timestep=timestep)
-    return SketchFusionEncoder(config).eval()
+    return SketchFusionEncoder(config.replace(**(changes or {}))).eval()
 
 
 @torch.no_grad()
@@ -236,7 +234,7 @@ def load_trained(folder: Path) -> TrainedFeatures:
     if not (folder / "about.json").is_file():
         raise FileNotFoundError(f"{folder} holds no trained model; run fusion.py first.")
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    loading = {"foundations": Path(about["foundations"]), "timestep": about["timestep"]}
+    loading = {"foundations": Path(about["foundations"]), "changes": about["changes"]}
     torch.manual_seed(about["seed"])
     frozen = FrozenMaps(load_foundations(**loading))
     features = build(about["kind"], frozen, Path(about["work"]), **loading)

@@ -28,6 +28,8 @@ def on_grounds(pictures: Tensor, generator: torch.Generator, share: float = 0.5)
     """
     chosen = (torch.rand(len(pictures), generator=generator) < share).nonzero()[:, 0]
     count = len(chosen)
+    if not count:
+        return pictures
     strength, spread = torch.rand(2, count, 1, 1, 1, generator=generator)
     flat = 1 - strength * torch.rand((count, 3, 1, 1), generator=generator)
     corners = 1 - strength * torch.rand((count, 3, 2, 2), generator=generator)

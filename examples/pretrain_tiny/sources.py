@@ -1,7 +1,8 @@
 """The packages that the pictures come from: fetched once, unpacked, licences and versions read.
 
-Everything lies in registries of packages. Black line drawings, Fluent's 3D pictures and
-high-contrast icons are not among them: the foundations are judged on styles they never saw.
+Everything lies in registries of packages. Foundations are trained on `SOURCES`, which hold no black
+line drawings, Fluent's 3D pictures or high-contrast icons: they are judged on styles they never
+saw. `LINES` are drawings for the fusion stage.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ DEBIAN = {
     "tuxpaint-stamps-default": "GPL-2.0-or-later and others",
 }
 SOURCES = ("openmoji", *EMOJI, *ICONS, *DEBIAN)
+# Of ``ph`` and ``tabler`` the regular weight alone: names without these words.
+LINES = ("iconoir", "lucide", "ph", "streamline-freehand", "tabler")
+WEIGHTS = {"bold", "duotone", "fill", "filled", "light", "off", "slash", "solid", "thin"}
 # Words of icon names that tell variants, not things.
 VARIANTS = {"flat", "duo", "color", "colour", "fill", "icon", "remix", "solid", "line", "static"}
 # A few clip arts hold megabytes of paths and take seconds each.
@@ -82,7 +86,7 @@ def list_items(source: str, packages: Path, concepts: Sequence[Concept]) -> Iter
     """Pictures of a source, in a fixed order.
 
     Args:
-        source: One of `SOURCES`.
+        source: One of `SOURCES` or `LINES`.
         packages: Folder that the packages are unpacked to.
         concepts: OpenMoji's concepts.
 
@@ -114,10 +118,10 @@ def list_items(source: str, packages: Path, concepts: Sequence[Concept]) -> Iter
                 subgroup = concept.subgroup.replace("-", " ")
                 tags = (*keywords.get(concept.hexcode, ()), subgroup)
                 yield Item(concept.name, tags, concept.hexcode, _svg_text(drawings[name]))
-    elif source in ICONS:
+    elif source in (*ICONS, *LINES):
         for name, svg in _iconify(folder).items():
             title = [word for word in words(name) if word not in VARIANTS]
-            if title:
+            if title and not (source in LINES and WEIGHTS & set(title)):
                 yield Item(" ".join(title), (), None, _svg_text(svg))
     else:
         yield from _clip_art(folder) if source == "openclipart-svg" else _stamps(folder)

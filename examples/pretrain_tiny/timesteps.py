@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pairs = OpenMojiCorrespondence(chosen, points=8, seed=1)
     judge = Judge(TaskData("correspondence", "seen concepts", 128, train=None, test=pairs))
     for timestep in options.timesteps:
-        encoder = load_foundations(options.work / "export", timestep=timestep)
+        changes = {"diffusion__timestep": timestep}
+        encoder = load_foundations(options.work / "export", changes=changes)
         row = judge(DiffusionFeatures(encoder))
         figures = ", ".join(f"{name} {measured}" for name, measured in row.items())
         print(f"timestep {timestep}: {figures}, n = {len(pairs)}", flush=True)

@@ -1,0 +1,124 @@
+"""What choices in the fusion stage rest on: seen concepts that ``fusion.py --validate`` leaves out.
+
+Held-out concepts choose nothing. The foundations have seen these concepts' coloured pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from data import load_pictures
+from fusion_models import GeneralModel
+from torch import Tensor
+from torch.utils.data import default_collate
+from training import autocast
+from training import normalise as to_floats
+
+from sketchfusion_plugins.data.openmoji import held_out_concepts
+from sketchfusion_plugins.data.openmoji_drawings import (
+    Drawings,
+    item_generator,
+    load_drawings,
+    normalise,
+)
+from sketchfusion_plugins.data.openmoji_pairs import OpenMojiCorrespondence
+from sketchfusion_plugins.data.openmoji_tasks import AUGMENTATION
+from sketchfusion_plugins.data.warps import WarpConfig, random_warp
+from sketchfusion_plugins.features import pooled_descriptor
+from sketchfusion_plugins.heads.matching import match_points
+from sketchfusion_plugins.metrics.correspondence import Protocol, key_point_scores
+
+SIZE, BATCH = 128, 32
+ONE_OF = 6
+PCK = Protocol("validation", SIZE, inclusive=True, alphas=(5, 10))
+
+
+class Validation:
+    """Retrieval and correspondence on one concept of every family that is left out.
+
+    Args:
+        work: Folder that `data.py` filled.
+
+    Attributes:
+        left_out: Families that training must leave out.
+    """
+
+    def __init__(self, work: Path) -> None:
+        drawings = load_drawings(SIZE)
+        held = held_out_concepts()
+        pictures = load_pictures(work)[0]
+        noto = {r.concept: i for i, r in enumerate(pictures.rows) if r.source == "noto"}
+        first: dict[str, int] = {}
+        for index, (concept, family) in enumerate(
+            zip(drawings.concepts, drawings.family, strict=True)
+        ):
+            if concept.hexcode not in held and concept.hexcode in noto:
+                first.setdefault(family, index)
+        families = sorted(first)
+        order = np.random.default_rng(0).permutation(len(families))
+        self.left_out = frozenset(families[i] for i in order[: len(families) // ONE_OF])
+        own = drawings.subset([first[name] for name in sorted(self.left_out)])
+        self.drawings = torch.stack([_warped(own, index) for index in range(len(own))])
+        shown = to_floats(pictures.pixels[[noto[concept.hexcode] for concept in own.concepts]])
+        tints = 0.6 + 0.4 * torch.rand(
+            (len(own), 3, 1, 1), generator=torch.Generator().manual_seed(0)
+        )
+        self.galleries = {"": shown, "tinted_": (shown + 1) * tints - 1}
+        self.pairs = OpenMojiCorrespondence(own, 8, WarpConfig(), seed=2)
+
+    def __call__(self, model: GeneralModel) -> Mapping[str, float]:
+        """Acc@5 of embeddings and of pooled maps, also of pictures on light tints, and PCK."""
+        asked = _encode(model, self.drawings)
+        figures = {}
+        for name, pictures in self.galleries.items():
+            found = _encode(model, pictures)
+            for kind in asked:
+                queries, gallery = (side[kind] - side[kind].mean(0) for side in (asked, found))
+                similarity = F.normalize(queries, dim=1) @ (F.normalize(gallery, dim=1).T)
+                truth = torch.arange(len(queries))[:, None]
+                right = (similarity.topk(5).indices == truth).any(1)
+                figures[f"{name}{kind}_acc5"] = round(float(right.float().mean()), 4)
+        return {**figures, **self._correspondence(model)}
+
+    def _correspondence(self, model: GeneralModel) -> dict[str, float]:
+        scores = []
+        for start in range(0, len(self.pairs), BATCH):
+            numbers = range(start, min(start + BATCH, len(self.pairs)))
+            batch = default_collate([self.pairs[number] for number in numbers])
+            with autocast():
+                maps = [model.features(batch[name]).float() for name in ("source", "target")]
+            source, target = (side - side.mean((0, 2, 3), keepdim=True) for side in maps)
+            strides = [SIZE / side.shape[-1] for side in maps]
+            visible = batch["visible"]
+            found = match_points(
+                source,
+                target,
+                batch["source_points"],
+                source_stride=strides[0],
+                target_stride=strides[1],
+                visible=visible,
+            )
+            scores.append(
+                key_point_scores(found, batch["target_points"], (SIZE, SIZE), PCK, visible).items
+            )
+        means = torch.cat(scores).nanmean(0).tolist()
+        return {f"pck{alpha:g}": round(m, 4) for alpha, m in zip(PCK.alphas, means, strict=True)}
+
+
+def _encode(model: GeneralModel, images: Tensor) -> dict[str, Tensor]:
+    embeddings, descriptors = [], []
+    for part in images.split(BATCH):
+        with autocast():
+            maps = model.features(part).float()
+        embeddings.append(model.head(maps))
+        descriptors.append(pooled_descriptor(maps))
+    return {"embedded": torch.cat(embeddings), "pooled": torch.cat(descriptors)}
+
+
+def _warped(drawings: Drawings, index: int) -> Tensor:
+    generator = item_generator(0, "validation", drawings.concepts[index], 0)
+    return random_warp(generator, AUGMENTATION).image(normalise(drawings.line[index]))
