@@ -116,9 +116,10 @@ def test_an_upload_stays_in_the_private_folder_whatever_its_name(address: str) -
 def test_huge_uploads_and_requests_are_refused(address: str) -> None:
     form = _form("a.png", bytes(LARGEST_UPLOAD + 1))
     assert _ask(address, "/gradio_api/upload", *form)[0] == 413
+    # Headers alone: what a server has not read when it hangs up resets the connection.
     huge = {"Content-Length": str(LARGEST_REQUEST + 1), "Content-Type": "application/json"}
-    assert _ask(address, "/gradio_api/queue/join", b"{}", huge)[0] == 413
-    assert _ask(address, "/gradio_api/queue/join", b"{}", {"Content-Length": "many"})[0] >= 400
+    assert _ask(address, "/gradio_api/queue/join", b"", huge)[0] == 413
+    assert _ask(address, "/gradio_api/queue/join", b"", {"Content-Length": "many"})[0] >= 400
 
 
 def test_bodies_without_a_length_are_cut() -> None:
