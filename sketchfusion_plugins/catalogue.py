@@ -25,6 +25,7 @@ LICENCES = {
     "sketchfusion/tiny-diffusion": "CC BY-SA 4.0",
     "vit_tiny_conv16_128": "CC BY-SA 4.0",
     "sketchfusion/tiny": "CC BY-SA 4.0",
+    "sketchfusion/tiny-retrieval": "CC BY-SA 4.0",
 }
 """Licences of the weights by id."""
 
@@ -86,8 +87,9 @@ class CatalogueEntry:
             found.append(_look("UNet", f"{owner}/{repository}", (file,), cache))
         clip = ("config.json", "model.safetensors")
         found.append(_look("semantic", config.semantic.source, clip, cache))
-        if f"sketchfusion/{self.preset}" in BUNDLED_WEIGHTS:
-            found.append(_look("adapters", f"sketchfusion/{self.preset}", (), cache))
+        for source in (f"sketchfusion/{self.preset}", f"sketchfusion/{self.preset}-retrieval"):
+            if source in BUNDLED_WEIGHTS:
+                found.append(_look("adapters", source, (), cache))
         return tuple(found)
 
 

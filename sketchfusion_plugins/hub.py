@@ -27,6 +27,7 @@ RETIRED_REPOSITORIES = {
 WEIGHTS_FOLDER = Path(str(resources.files(__package__))) / "weights"
 BUNDLED_WEIGHTS = {
     "sketchfusion/tiny": WEIGHTS_FOLDER / "tiny" / "adapters",
+    "sketchfusion/tiny-retrieval": WEIGHTS_FOLDER / "tiny" / "retrieval",
     "sketchfusion/tiny-diffusion": WEIGHTS_FOLDER / "tiny" / "diffusion",
     "vit_tiny_conv16_128": WEIGHTS_FOLDER / "tiny" / "semantic",
 }

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
@@ -27,7 +29,10 @@ from sketchfusion_plugins.hub import (
 )
 from sketchfusion_plugins.inference.identity import identify
 from sketchfusion_plugins.inference.models import config_of, default_size, open_model
+from sketchfusion_plugins.tasks.load import load_task
+from sketchfusion_plugins.tasks.retrieval import Retrieval
 
+EMBEDDING = "sketchfusion/tiny-retrieval"
 TINY, ADAPTERS, TOWER = "sketchfusion_tiny", "sketchfusion/tiny", "vit_tiny_conv16_128"
 FOLDER = WEIGHTS_FOLDER / "tiny"
 ADAPTERS_FILE = FOLDER / "adapters" / WEIGHTS_FILE
@@ -67,7 +72,8 @@ def _assert_holds(module: nn.Module, file: Path, dtype: torch.dtype = torch.floa
 def test_files_are_safe_small_and_part_of_a_build() -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
-    assert sum(path.stat().st_size for path in files) <= WHEEL
+    # A wheel deflates its files.
+    assert sum(len(zlib.compress(path.read_bytes())) for path in files) <= WHEEL
     for path in FOLDER.rglob("*.json"):
         # Nobody's own folders.
         assert "_name_or_path" not in path.read_text(), path
@@ -331,6 +337,39 @@ def test_names_of_the_command_line(encoder: SketchFusionEncoder) -> None:
     image = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.inference_mode():
         torch.testing.assert_close(opened(image), encoder(image))
+
+
+# --- Embedding -----------------------------------------------------------------------------------
+
+
+def test_embedding_is_the_packaged_adapters_and_a_head(encoder: SketchFusionEncoder) -> None:
+    assert default_size(EMBEDDING) == 128
+    task = open_model(EMBEDDING, "retrieval")
+    assert isinstance(task, Retrieval)
+    _assert_holds_adapters(task.encoder)
+    assert fingerprint(task.encoder) == fingerprint(encoder)
+    saved = load_file(FOLDER / "retrieval" / WEIGHTS_FILE)
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
+    image = torch.rand(2, 3, 96, 128) * 2 - 1
+    with torch.inference_mode():
+        cells = F.adaptive_avg_pool2d(encoder(image), 4).flatten(2).mT
+        norm = (saved[f"head.norm.{name}"].float() for name in ("weight", "bias"))
+        cells = F.layer_norm(cells, cells.shape[-1:], *norm)
+        projection = (saved[f"head.projection.{name}"].float() for name in ("weight", "bias"))
+        expected = F.linear(cells.flatten(1), *projection)
+        torch.testing.assert_close(task(image), F.normalize(expected))
+
+
+def test_embedding_needs_no_package_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
+    task = load_task(EMBEDDING)
+    image = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(task(image).norm(dim=1), torch.ones(2))
+    number = torch.arange(2)
+    batch = {"sketch": image, "photo": image, "instance": number, "label": number}
+    with pytest.raises(ImportError, match=r"pytorch-metric-learning .*\[tasks\]"):
+        task.loss(batch)
 
 
 # --- Foundations and adapters belong together ----------------------------------------------------

@@ -70,8 +70,12 @@ def test_weights_are_looked_for_in_the_package_and_in_the_cache(tmp_path: Path) 
         ("diffusion", "bundled"),
         ("semantic", "bundled"),
         ("adapters", "bundled"),
+        ("adapters", "bundled"),
     ]
-    assert tiny[2].place == BUNDLED_WEIGHTS["sketchfusion/tiny"]
+    assert [part.place for part in tiny[2:]] == [
+        BUNDLED_WEIGHTS["sketchfusion/tiny"],
+        BUNDLED_WEIGHTS["sketchfusion/tiny-retrieval"],
+    ]
     paper = ENTRIES["paper"]
     assert [part.state for part in paper.weights(tmp_path)] == ["missing", "missing"]
     diffusion, semantic = (part.source for part in paper.weights(tmp_path))

@@ -24,16 +24,16 @@ from judged_model import JudgedModel
 from measures import GROUPS, neighbours
 from rich.console import Console
 
-from sketchfusion_plugins import SketchFusionEncoder
 from sketchfusion_plugins.features import (
     Features,
-    FusedFeatures,
     HogFeatures,
     PixelFeatures,
     RandomFeatures,
 )
 from sketchfusion_plugins.files import write_text
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS
+from sketchfusion_plugins.inference.models import open_model
+from sketchfusion_plugins.tasks.retrieval import Retrieval
 
 
 class PooledHog(HogFeatures):
@@ -51,7 +51,6 @@ PLAIN: Mapping[str, type[Features]] = {
     "HOG, 4x4": PooledHog,
 }
 NEIGHBOURS = "HOG, 10-NN"
-BUNDLED = "sketchfusion/tiny"
 UNTRAINED = ("CLIP", "SD", "SD + CLIP")
 TRAINED = {
     "CLIP + adapters": "clip",
@@ -60,9 +59,12 @@ TRAINED = {
     "fused": "fused",
     "fused, random foundations": "random",
 }
-# The package's weights, without the embedding head that trained with them.
-SHIPPED = "fused, as shipped"
-ROWS = (*PLAIN, NEIGHBOURS, *UNTRAINED, *TRAINED, SHIPPED)
+# The package's weights, with the embedding head that trained with them and without it.
+SHIPPED = {
+    "fused, as shipped": "sketchfusion/tiny-retrieval",
+    "fused, as shipped, pooled": "sketchfusion/tiny",
+}
+ROWS = (*PLAIN, NEIGHBOURS, *UNTRAINED, *TRAINED, *SHIPPED)
 CLAIMS = (
     ("fused", "SD + CLIP + adapters"),
     ("SD + CLIP + adapters", "SD + adapters"),
@@ -78,8 +80,7 @@ CLAIMS = (
     ("SD + CLIP", "CLIP"),
     ("fused", "HOG"),
     ("fused", "HOG, 4x4"),
-    (SHIPPED, "HOG, 4x4"),
-    (SHIPPED, "SD + CLIP"),
+    *((shipped, other) for shipped in SHIPPED for other in ("HOG, 4x4", "SD + CLIP")),
 )
 NOTE = """\
 Held-out concepts, one of each family, randomly warped; probes, thresholds and means come from
@@ -99,8 +100,8 @@ def row_features(row: str, seed: int, work: Path) -> Features:
     if row in PLAIN or row == NEIGHBOURS:
         plain: Features = PLAIN.get(row, HogFeatures)()
         return plain
-    if row == SHIPPED:
-        return FusedFeatures(SketchFusionEncoder.from_pretrained(BUNDLED)).eval()
+    if row in SHIPPED:
+        return _shipped_features(SHIPPED[row])
     from fusion_models import build_untrained, load_trained
 
     if row in TRAINED:
@@ -112,10 +113,20 @@ def row_features(row: str, seed: int, work: Path) -> Features:
     return untrained
 
 
+def _shipped_features(name: str) -> Features:
+    from fusion_models import TrainedFeatures
+
+    opened = open_model(name)
+    if isinstance(opened, Retrieval):
+        return TrainedFeatures(opened.features, opened.head).eval()
+    assert isinstance(opened, Features)
+    return opened
+
+
 def weights_folder(row: str, seed: int, work: Path) -> Path:
     """Where a row's weights lie."""
-    if row == SHIPPED:
-        return BUNDLED_WEIGHTS[BUNDLED].parent
+    if row in SHIPPED:
+        return BUNDLED_WEIGHTS[SHIPPED[row]].parent
     return work / "fusion" / f"{TRAINED[row]}-{seed}" if row in TRAINED else work / "export"
 
 
@@ -125,7 +136,7 @@ def fingerprint(row: str, seed: int, work: Path) -> str:
         return ""
     digest = hashlib.sha256()
     folder = weights_folder(row, seed, work)
-    folders = {folder} if row == SHIPPED else {folder, work / "export"}
+    folders = {folder} if row in SHIPPED else {folder, work / "export"}
     for path in sorted(path for folder in folders for path in folder.rglob("*.safetensors")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -1,9 +1,10 @@
-"""Stage 5: the foundations as `SketchFusionEncoder` loads them, fp16 safetensors, below 25 MB.
+"""Stage 5: the foundations as `SketchFusionEncoder` loads them, fp16, below 25 MB in a wheel.
 
 python examples/pretrain_tiny/export.py --work DIR --out DIR
 
 After the fusion stage, ``--fusion DIR/fusion/fused-0`` writes its injection and aggregation beside
-them; with ``--out sketchfusion_plugins/weights/tiny`` that is what the package ships.
+them, once alone and once with the embedding head, as a checkpoint of the task retrieval; with
+``--out sketchfusion_plugins/weights/tiny`` that is what the package ships.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +20,9 @@ import timm
 import torch
 from clip import load_tokenizer, tokenize
 from diffusers import AutoencoderTiny, UNet2DConditionModel
-from fusion_models import load_trained
+from fusion_models import DIM, load_trained
 from safetensors.torch import load_file
+from sources import SIZE
 from transformers import CLIPTextModel
 from unet import scheduler, text_tower
 
@@ -27,13 +30,14 @@ from sketchfusion_plugins.features import FusedFeatures
 from sketchfusion_plugins.files import write_safetensors, write_text
 from sketchfusion_plugins.null_prompt import FILENAME
 from sketchfusion_plugins.presets import preset
+from sketchfusion_plugins.tasks.retrieval import Retrieval
 
 # The budget of a wheel, in bytes.
 LARGEST = 25_000_000
 
 
 def export(work: Path, out: Path) -> int:
-    """Write ``<out>/diffusion`` and ``<out>/semantic``; returns their bytes.
+    """Write ``<out>/diffusion`` and ``<out>/semantic``; returns their bytes in a wheel.
 
     Raises:
         FileNotFoundError: A stage has not finished.
@@ -73,38 +77,46 @@ def export(work: Path, out: Path) -> int:
 
 
 def export_fusion(fusion: Path, out: Path) -> int:
-    """Write ``<out>/adapters``, fp16, for the preset; returns the bytes of ``out``.
+    """Write ``<out>/adapters`` and ``<out>/retrieval``, fp16, for the preset.
+
+    Returns:
+        Bytes of ``out`` in a wheel.
 
     Raises:
         FileNotFoundError: The fusion stage has not finished.
         ValueError: It was trained for another configuration than the preset's, or the files are
             larger than a wheel may be.
     """
-    features = load_trained(fusion).features
-    assert isinstance(features, FusedFeatures)
-    encoder = features.encoder
+    trained = load_trained(fusion)
+    assert isinstance(trained.features, FusedFeatures)
+    encoder = trained.features.encoder
     sources = encoder.config.diffusion.source, encoder.config.semantic.source
     shipped = preset("tiny")
     if shipped.replace(diffusion__source=sources[0], semantic__source=sources[1]) != encoder.config:
         raise ValueError(f"{fusion} was trained with {encoder.config}, the preset is {shipped}.")
     # What is shipped names the foundations by the ids that the package resolves.
     encoder.config = shipped
-    for part in (encoder.injector, encoder.aggregator):
+    task = Retrieval(encoder, dim=DIM, grid=trained.head.grid)
+    task.head.load_state_dict(trained.head.state_dict())
+    task.image_size = SIZE
+    for part in (encoder.injector, encoder.aggregator, task.head):
         assert part is not None
         part.half()
     encoder.save_pretrained(out / "adapters")
+    task.save_pretrained(out / "retrieval")
     return weigh(out)
 
 
 def weigh(out: Path) -> int:
-    """Bytes of a folder.
+    """Bytes of a folder in a wheel, which deflates its files.
 
     Raises:
         ValueError: More than a wheel may take.
     """
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    files = [path for path in out.rglob("*") if path.is_file()]
+    size = sum(len(zlib.compress(path.read_bytes())) for path in files)
     if size > LARGEST:
-        raise ValueError(f"{out} takes {size} bytes, more than the {LARGEST} of a wheel.")
+        raise ValueError(f"{out} takes {size} bytes of a wheel, which may hold {LARGEST}.")
     return size
 
 
@@ -117,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = export(options.work, options.out)
     if options.fusion is not None:
         size = export_fusion(options.fusion, options.out)
-    print(f"{options.out}: {size / 1e6:.1f} MB")
+    print(f"{options.out}: {size / 1e6:.1f} MB in a wheel")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 from training import Budget, autocast, train
 from validation import Validation
 
+from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.features import pooled_descriptor
 from sketchfusion_plugins.heads.cells import sample_descriptors
 from sketchfusion_plugins.heads.query import ink_cells, pool_sketch
@@ -183,6 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--changes", type=json.loads, default={}, help='{"injection__init": ...}')
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
+    parser.add_argument("--fixed-noise", action="store_true", help="the same noise at every step")
     parser.add_argument("--name", default="", help="added to the names of the results")
     parser.add_argument(
         "--validate", action="store_true", help="leave concepts out, measure on them"
@@ -210,6 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         generator.manual_seed(generator.initial_seed() + 1_000_003 * (options.seed + 1))
         batch = batches(generator)
         images = torch.cat([batch.drawing, batch.picture])
+        if not options.fixed_noise:
+            seed_noise(int(torch.randint(2**31, (), generator=generator)))
         losses = {kind: model(images, batch) for kind, model in models.items()}
         parts = {
             f"{kind} {name}": value
@@ -218,7 +224,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         return {"loss": torch.stack([v["loss"] for v in losses.values()]).sum(), **parts}
 
+    def seed_noise(seed: int) -> None:
+        for part in (frozen, *models.values()):
+            for encoder in part.modules():
+                if isinstance(encoder, SketchFusionEncoder):
+                    branch = encoder.diffusion
+                    branch.config = replace(branch.config, seed=seed)
+
     def measure() -> Mapping[str, float]:
+        seed_noise(0)
         if validation is None:
             return {}
         return {
@@ -236,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         step,
         measure,
         Budget(steps=options.steps),
-        LEARNING_RATE,
+        options.learning_rate,
         weight_decay=1e-2,
         ema_decay=0.998,
         frozen=FROZEN,

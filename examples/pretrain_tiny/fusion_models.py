@@ -34,7 +34,8 @@ UNTRAINED = {"CLIP": ClipFeatures, "SD": DiffusionFeatures, "SD + CLIP": Concate
 STRIDE = 8
 # Where foundations lie in a model's names.
 FROZEN = ("features.encoder.", "features.frozen.")
-DIM = 256
+# As wide as the wheel's budget allows: the head ships.
+DIM = 128
 CLASSIFIER_SCALE = 16.0
 
 

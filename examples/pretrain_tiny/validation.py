@@ -32,7 +32,7 @@ from sketchfusion_plugins.features import pooled_descriptor
 from sketchfusion_plugins.heads.matching import match_points
 from sketchfusion_plugins.metrics.correspondence import Protocol, key_point_scores
 
-SIZE, BATCH = 128, 32
+SIZE, LARGE, BATCH = 128, 192, 32
 ONE_OF = 6
 PCK = Protocol("validation", SIZE, inclusive=True, alphas=(5, 10))
 
@@ -82,15 +82,19 @@ class Validation:
                 truth = torch.arange(len(queries))[:, None]
                 right = (similarity.topk(5).indices == truth).any(1)
                 figures[f"{name}{kind}_acc5"] = round(float(right.float().mean()), 4)
-        return {**figures, **self._correspondence(model)}
+        for size in (SIZE, LARGE):
+            figures |= self._correspondence(model, size)
+        return figures
 
-    def _correspondence(self, model: GeneralModel) -> dict[str, float]:
+    def _correspondence(self, model: GeneralModel, size: int) -> dict[str, float]:
+        """PCK of the same pairs enlarged to a size, at which the noise is another."""
         scores = []
         for start in range(0, len(self.pairs), BATCH):
             numbers = range(start, min(start + BATCH, len(self.pairs)))
             batch = default_collate([self.pairs[number] for number in numbers])
+            images = (F.interpolate(batch[n], size, mode="bilinear") for n in ("source", "target"))
             with autocast():
-                maps = [model.features(batch[name]).float() for name in ("source", "target")]
+                maps = [model.features(image).float() for image in images]
             source, target = (side - side.mean((0, 2, 3), keepdim=True) for side in maps)
             strides = [SIZE / side.shape[-1] for side in maps]
             visible = batch["visible"]
@@ -106,7 +110,10 @@ class Validation:
                 key_point_scores(found, batch["target_points"], (SIZE, SIZE), PCK, visible).items
             )
         means = torch.cat(scores).nanmean(0).tolist()
-        return {f"pck{alpha:g}": round(m, 4) for alpha, m in zip(PCK.alphas, means, strict=True)}
+        return {
+            f"pck{alpha:g}_{size}": round(mean, 4)
+            for alpha, mean in zip(PCK.alphas, means, strict=True)
+        }
 
 
 def _encode(model: GeneralModel, images: Tensor) -> dict[str, Tensor]:

@@ -28,10 +28,10 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        help="Folder or Hugging Face id of a checkpoint, or sketchfusion/tiny, which is part of "
-        "the package; a preset (paper, official, sd15, cleandift, small, tiny), with fresh "
-        "injection and aggregation; clip:PRESET, sd:PRESET, sd+clip:PRESET; timm:NAME; hog; "
-        "pixels. See: sketchfusion models",
+        help="Folder or Hugging Face id of a checkpoint; sketchfusion/tiny or its embedding "
+        "sketchfusion/tiny-retrieval, which are part of the package; a preset (paper, official, "
+        "sd15, cleandift, small, tiny), with fresh injection and aggregation; clip:PRESET, "
+        "sd:PRESET, sd+clip:PRESET; timm:NAME; hog; pixels. See: sketchfusion models",
         autocompletion=complete_model,
     ),
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_BUNDLED = ("sketchfusion/tiny", "sketchfusion/tiny-retrieval")
+
 
 def complete_model(incomplete: str) -> list[str]:
     """Names that ``--model`` takes, but for folders."""
@@ -9,7 +11,7 @@ def complete_model(incomplete: str) -> list[str]:
 
     presets = [entry.preset for entry in CATALOGUE]
     parts = [f"{part}:{preset}" for part in ("clip", "sd", "sd+clip") for preset in presets]
-    return _starting(incomplete, ["sketchfusion/tiny", *presets, *parts, "hog", "pixels"])
+    return _starting(incomplete, [*_BUNDLED, *presets, *parts, "hog", "pixels"])
 
 
 def complete_trainable(incomplete: str) -> list[str]:
@@ -17,7 +19,7 @@ def complete_trainable(incomplete: str) -> list[str]:
     from sketchfusion_plugins.catalogue import CATALOGUE
 
     names = [name for entry in CATALOGUE for name in (entry.preset, *entry.timm_names)]
-    return _starting(incomplete, ["sketchfusion/tiny", *names])
+    return _starting(incomplete, [*_BUNDLED, *names])
 
 
 def complete_timm_name(incomplete: str) -> list[str]:

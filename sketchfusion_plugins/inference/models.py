@@ -6,6 +6,7 @@ clip:PRESET, sd:PRESET, sd+clip:PRESET          a preset's foundations; "paper" 
 timm:NAME                                       the last map of any timm model
 hog, pixels                                     what needs no learning
 sketchfusion/tiny                               tiny, with the adapters of this package
+sketchfusion/tiny-retrieval                     the same with an embedding head
 a folder, or a Hugging Face id                  what save_pretrained wrote
 """
 

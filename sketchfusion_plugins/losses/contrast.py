@@ -31,15 +31,13 @@ class CrossDomainTriplet(nn.Module):
 
     Raises:
         ValueError: A margin out of range.
-        ImportError: pytorch-metric-learning is not installed.
     """
 
     def __init__(self, margin: float = 0.2) -> None:
         super().__init__()
         if not 0 < margin <= 2:
             raise ValueError(f"expected a margin above 0 and up to 2, got {margin}.")
-        distances, losses = _require_metric_learning()
-        self.loss = losses.TripletMarginLoss(margin=margin, distance=distances.CosineSimilarity())
+        self.margin = margin
 
     def forward(
         self,
@@ -50,7 +48,9 @@ class CrossDomainTriplet(nn.Module):
     ) -> Tensor:
         """Loss of a batch; see `CrossDomainInfoNCE.forward`."""
         photo_labels = _check_batch(sketches, photos, sketch_labels, photo_labels)
-        return _both_ways(self.loss, sketches, photos, sketch_labels, photo_labels, 1.0)
+        distances, losses = _require_metric_learning()
+        loss = losses.TripletMarginLoss(margin=self.margin, distance=distances.CosineSimilarity())
+        return _both_ways(loss, sketches, photos, sketch_labels, photo_labels, 1.0)
 
 
 class CrossDomainInfoNCE(nn.Module):
@@ -67,7 +67,6 @@ class CrossDomainInfoNCE(nn.Module):
 
     Raises:
         ValueError: A temperature out of range.
-        ImportError: pytorch-metric-learning is not installed.
     """
 
     def __init__(
@@ -76,14 +75,8 @@ class CrossDomainInfoNCE(nn.Module):
         super().__init__()
         if not temperature >= 1 / LARGEST_SCALE:
             raise ValueError(f"expected a temperature of at least 0.01, got {temperature}.")
-        distances, losses = _require_metric_learning()
         scale = torch.tensor(-math.log(temperature))
         self.log_scale = nn.Parameter(scale, requires_grad=learn_temperature)
-        # NTXentLoss, the library's other InfoNCE, adds 1e-7 inside its logarithm, which silences
-        # the hardest pairs at low temperatures. Sketches come scaled, so the scale here is 1.
-        self.loss = losses.SupConLoss(
-            temperature=1.0, distance=distances.DotProductSimilarity(normalize_embeddings=False)
-        )
 
     @property
     def temperature(self) -> float:
@@ -110,17 +103,24 @@ class CrossDomainInfoNCE(nn.Module):
 
         Raises:
             ValueError: Shapes that do not fit.
+            ImportError: pytorch-metric-learning is not installed.
         """
         photo_labels = _check_batch(sketches, photos, sketch_labels, photo_labels)
         with torch.no_grad():
             # Clamping the value used instead would leave the parameter without gradient beyond it.
             self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
         scale = self.log_scale.float().exp()
-        return _both_ways(self.loss, sketches, photos, sketch_labels, photo_labels, scale)
+        distances, losses = _require_metric_learning()
+        # NTXentLoss, the library's other InfoNCE, adds 1e-7 inside its logarithm, which silences
+        # the hardest pairs at low temperatures. Sketches come scaled, so the scale here is 1.
+        loss = losses.SupConLoss(
+            temperature=1.0, distance=distances.DotProductSimilarity(normalize_embeddings=False)
+        )
+        return _both_ways(loss, sketches, photos, sketch_labels, photo_labels, scale)
 
 
 def _require_metric_learning() -> tuple[Any, Any]:
-    """Distances and losses of pytorch-metric-learning."""
+    """Distances and losses of pytorch-metric-learning, which embedding alone does not need."""
     try:
         from pytorch_metric_learning import distances, losses
     except ImportError as error:

@@ -25,7 +25,6 @@ class Retrieval(Task):
         by: What makes a photo right for a sketch: the same ``"instance"`` or ``"category"``.
 
     Raises:
-        ImportError: pytorch-metric-learning is not installed.
         ValueError: No single map, or an unknown option.
     """
 
