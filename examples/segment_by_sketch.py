@@ -3,7 +3,7 @@
 python examples/segment_by_sketch.py --out runs/segment
 
 The default shows the way in two minutes and finds little; --iterations 200 takes ten and finds what
-README's table of the four tasks says, on more concepts.
+the table of the four tasks in RESULTS.md says, on more concepts.
 """
 
 import argparse

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
     "README.md",
     "examples/README.md",
+    "examples/RESULTS.md",
     "examples/pretrain_tiny/README.md",
     "mmseg_configs/README.md",
     "sketchfusion_plugins/weights/tiny/README.md",

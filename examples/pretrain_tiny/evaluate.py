@@ -80,7 +80,7 @@ CLAIMS = (
     ("SD + CLIP", "CLIP"),
     ("fused", "HOG"),
     ("fused", "HOG, 4x4"),
-    *((shipped, other) for shipped in SHIPPED for other in ("HOG, 4x4", "SD + CLIP")),
+    *((shipped, other) for shipped in SHIPPED for other in ("HOG, 4x4", "CLIP", "SD + CLIP")),
 )
 NOTE = """\
 Held-out concepts, one of each family, randomly warped; probes, thresholds and means come from

@@ -68,7 +68,7 @@ def export(work: Path, out: Path) -> int:
     timm.models.save_for_hf(image.half(), out / "semantic", safe_serialization=True)
     for path in out.rglob("pytorch_model.bin"):
         path.unlink()
-    for path in diffusion.rglob("config.json"):
+    for path in (*diffusion.rglob("config.json"), out / "semantic" / "config.json"):
         # diffusers notes the folder that it was loaded from, which is nobody else's business.
         values = json.loads(path.read_text(encoding="utf-8"))
         values.pop("_name_or_path", None)
@@ -99,7 +99,7 @@ def export_fusion(fusion: Path, out: Path) -> int:
     task = Retrieval(encoder, dim=DIM, grid=trained.head.grid)
     task.head.load_state_dict(trained.head.state_dict())
     task.image_size = SIZE
-    for part in (encoder.injector, encoder.aggregator, task.head):
+    for part in (encoder.injector, encoder.aggregator, task.head, task.criterion):
         assert part is not None
         part.half()
     encoder.save_pretrained(out / "adapters")
