@@ -108,6 +108,7 @@ def test_help_of_all_commands_stands_in_panels_that_fit(width: str) -> None:
 # Names that begin with s and have something to train.
 TRAINABLE = [
     "sketchfusion/tiny",
+    "sketchfusion/tiny-retrieval",
     "sketchfusion_base",
     "sketchfusion_base.sd21",
     "sd15",
