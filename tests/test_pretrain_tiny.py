@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sketchfusion_plugins import SketchFusionEncoder, preset
+from sketchfusion_plugins.tasks.load import load_task
 
 FOLDER = Path(__file__).parents[1] / "examples" / "pretrain_tiny"
 STAGES = (
@@ -88,6 +89,32 @@ def test_whole_chain(work: Path, load: Load) -> None:
     kept = encoder.semantic.model.state_dict()
     name = "blocks.0.attn.qkv.weight"
     torch.testing.assert_close(kept[name], trained[f"clip.image.{name}"], atol=1e-3, rtol=1e-3)
+
+    # What is fused on them ships twice, with its embedding head and without it.
+    models = load("fusion_models")
+    about = {
+        **{"kind": "fused", "seed": 0, "changes": {}, "subgroups": 3, "sketches": 4},
+        **{"foundations": str(work / "out"), "work": str(work)},
+    }
+    fused = models.build(
+        "fused", models.FrozenMaps(encoder), work, foundations=work / "out", changes={}
+    )
+    for parameter in fused.encoder.injector.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    model = models.GeneralModel(fused, 3, 4).eval()
+    models.save(model, work / "fusion", about)
+    assert size < load("export").export_fusion(work / "fusion", work / "out") <= 25e6
+    places = {
+        "diffusion__source": config.diffusion.source,
+        "semantic__source": config.semantic.source,
+    }
+    task = load_task(work / "out" / "retrieval", **places)
+    alone = SketchFusionEncoder.from_pretrained(work / "out" / "adapters", **places).eval()
+    assert task.image_size == 128
+    with torch.no_grad():
+        torch.testing.assert_close(alone(image), fused(image), atol=2e-2, rtol=2e-2)
+        embedding = model.head(fused(image))
+        torch.testing.assert_close(task(image), embedding, atol=5e-3, rtol=0)
 
 
 def _regression(training: ModuleType, work: Path, steps: int, stop: int | None = None) -> nn.Module:
