@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from aligned_pairs import Aligned, AlignedPairs
 from clip import jitter
 from data import Leaks, Pictures, load_lines, load_pictures
 from grounds import on_grounds
@@ -26,22 +27,22 @@ from judged_sketches import last_of_each
 from named_pairs import NamedPairs
 from numpy.typing import NDArray
 from pens import random_style, restyle, turned
+from scenes import RandomScenes
 from sources import SIZE
 from torch import Tensor
 from training import normalise, random_affine
 
 from sketchfusion_plugins.data.openmoji import held_out_concepts
 from sketchfusion_plugins.data.openmoji_drawings import load_drawings
-from sketchfusion_plugins.data.openmoji_pairs import spread_points
 from sketchfusion_plugins.data.quickdraw import QuickDraw
 from sketchfusion_plugins.data.spg import load_spg
 from sketchfusion_plugins.data.strokes import Strokes, render, render_labels
-from sketchfusion_plugins.data.warps import WarpConfig, random_warp
 
-POINTS = 24
 PART_POINTS = 16
 ALIGNED, ARTISTS, ICONS, SKETCHES, PARTS = 8, 12, 8, 12, 6
-SKETCH_WARP = WarpConfig(rotation=15, scale=1.2, shift=0.06, bend=0.03)
+# Of the aligned drawings, those that are also searched for in a scene.
+SCENES = 4
+ARTISTS_OF_SCENES = ("noto", "twemoji", "fluent-emoji-flat")
 NO_LABEL = -1
 
 
@@ -55,8 +56,9 @@ class FusionBatch:
         concept: What a pair shows ``[P]``; equal numbers are positives of each other.
         subgroup: OpenMoji subgroup of the pair ``[P]``, or ``NO_LABEL``.
         sketch_class: Quick, Draw! class of the pair ``[P]``, or ``NO_LABEL``.
-        points: Points in drawing and picture, each ``[ALIGNED, POINTS, 2]`` in pixels.
-        visible: Which of them both show ``[ALIGNED, POINTS]``.
+        aligned: The first pairs, with their points and regions.
+        scenes: Four pictures each, ``[SCENES, 3, 2 S, 2 S]`` in -1..1.
+        scene_masks: Which pixels of them the first drawings' concepts cover, 0 or 1.
         part_points: Points on strokes, each ``[PARTS, PART_POINTS, 2]``.
         parts: Their labels, each ``[PARTS, PART_POINTS]``.
     """
@@ -66,8 +68,9 @@ class FusionBatch:
     concept: Tensor
     subgroup: Tensor
     sketch_class: Tensor
-    points: tuple[Tensor, Tensor]
-    visible: Tensor
+    aligned: Aligned
+    scenes: Tensor
+    scene_masks: Tensor
     part_points: tuple[Tensor, Tensor]
     parts: tuple[Tensor, Tensor]
 
@@ -84,6 +87,7 @@ class FusionBatches:
     Attributes:
         subgroups: Names of OpenMoji's subgroups.
         classes: Names of the sketch classes.
+        strokes: Names of the parts that strokes are of.
     """
 
     def __init__(
@@ -102,6 +106,8 @@ class FusionBatches:
         self.family = [families.index(name) for name in self.drawings.family]
         self.pictures = load_pictures(work)[0]
         self.by_artist = _artists(self.pictures)
+        self.aligned = AlignedPairs(self.drawings)
+        self.scenes = RandomScenes(self.drawings, self.pictures, ARTISTS_OF_SCENES)
         self.icons = NamedPairs(load_lines(work), self.pictures, leaks)
 
         self.sketches = QuickDraw(quickdraw)
@@ -124,7 +130,8 @@ class FusionBatches:
             name: emoji.get(name, classes.get(name, first + number))
             for number, name in enumerate(self.icons.names)
         }
-        parts = [drawing for drawing in load_spg(spg)[1] if drawing.split == "train"]
+        self.strokes, drawn = load_spg(spg)
+        parts = [drawing for drawing in drawn if drawing.split == "train"]
         self.parts = defaultdict(list)
         for drawing in parts:
             self.parts[drawing.category].append(drawing)
@@ -140,11 +147,13 @@ class FusionBatches:
         draw = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
         chosen = draw.choice(len(self.drawings), ALIGNED + ARTISTS, replace=False)
         lines = restyle(normalise(_channels_first(self.drawings.line[chosen])), draw)
-        aligned, points, visible = self._aligned(chosen[:ALIGNED], lines[:ALIGNED], generator, draw)
+        aligned = self.aligned(chosen[:ALIGNED], lines[:ALIGNED], generator, draw)
         artists = torch.stack([self._by_artist(index, draw) for index in chosen[ALIGNED:]])
         named, icons, likenesses = self._icons(draw)
         sketches, answers, labels = self._sketches(draw)
         parts = self._parts(draw)
+        searched = chosen[:SCENES].tolist()
+        scenes, scene_masks = zip(*(self.scenes(i, draw) for i in searched), strict=True)
 
         coloured = torch.cat([artists, likenesses, answers])
         # What is searched for in a picture may be small.
@@ -159,12 +168,12 @@ class FusionBatches:
         flip = torch.from_numpy(draw.random(len(free)) < 0.5)[:, None, None, None]
         coloured, free = (torch.where(flip, side.flip(-1), side) for side in (coloured, free))
         # Photographs have grounds, drawings by hand mostly none.
-        coloured = torch.cat([aligned[1], coloured])
+        coloured = torch.cat([aligned.images[1], coloured])
         pictures = ALIGNED + ARTISTS + ICONS
         coloured = torch.cat([on_grounds(coloured[:pictures], generator), coloured[pictures:]])
         part_classes = [self._class_of_part(name) for name in parts.names]
         return FusionBatch(
-            drawing=torch.cat([aligned[0], free, parts.images[0]]),
+            drawing=torch.cat([aligned.images[0], free, parts.images[0]]),
             picture=torch.cat([jitter(coloured, generator), parts.images[1]]),
             concept=torch.tensor(
                 [self.family[index] for index in chosen]
@@ -180,43 +189,11 @@ class FusionBatches:
                 + [NO_LABEL] * (ICONS + SKETCHES + PARTS)
             ),
             sketch_class=torch.tensor([NO_LABEL] * (len(chosen) + ICONS) + labels + part_classes),
-            points=points,
-            visible=visible,
+            aligned=aligned,
+            scenes=jitter(torch.stack(scenes), generator),
+            scene_masks=torch.stack(scene_masks).long(),
             part_points=parts.points,
             parts=parts.labels,
-        )
-
-    def _aligned(
-        self,
-        chosen: NDArray[np.int64],
-        lines: Tensor,
-        generator: torch.Generator,
-        draw: np.random.Generator,
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Tensor]:
-        """Line drawings and pictures, both warped, with matched points."""
-        images: tuple[list[Tensor], list[Tensor]] = ([], [])
-        found: tuple[list[Tensor], list[Tensor]] = ([], [])
-        seen = []
-        for line, index in zip(lines, chosen, strict=True):
-            own, visible = spread_points(self.drawings.line[index], POINTS, generator)
-            colour = normalise(_channels_first(self.drawings.color[index][None]))[0]
-            for side, (image, config) in enumerate(((line, SKETCH_WARP), (colour, WarpConfig()))):
-                warp = random_warp(generator, config)
-                moved, shown = warp.points(own, SIZE, SIZE)
-                images[side].append(warp.image(image))
-                found[side].append(moved)
-                visible = visible & shown
-            if draw.random() < 0.5:
-                for side in (0, 1):
-                    images[side][-1] = images[side][-1].flip(-1)
-                    found[side][-1] = found[side][-1] * torch.tensor([-1.0, 1.0]) + torch.tensor(
-                        [float(SIZE), 0.0]
-                    )
-            seen.append(visible)
-        return (
-            (torch.stack(images[0]), torch.stack(images[1])),
-            (torch.stack(found[0]), torch.stack(found[1])),
-            torch.stack(seen),
         )
 
     def _by_artist(self, index: int, draw: np.random.Generator) -> Tensor:

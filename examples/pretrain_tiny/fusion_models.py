@@ -7,6 +7,7 @@ heads and the same training; they differ in what the bottlenecks see.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ CLASSIFIER_SCALE = 16.0
 
 
 class FrozenMaps(nn.Module):
-    """Stable Diffusion's levels and CLIP's tokens; those of the last images are kept.
+    """Stable Diffusion's levels and CLIP's tokens; those of the last two batches are kept.
 
     Several models that train side by side on the same images then cost one pass.
 
@@ -51,16 +52,18 @@ class FrozenMaps(nn.Module):
     def __init__(self, encoder: SketchFusionEncoder) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
-        self._last: tuple[Tensor, dict[str, list[Tensor]]] | None = None
+        self._last: deque[tuple[Tensor, dict[str, list[Tensor]]]] = deque(maxlen=2)
 
     def forward(self, image: Tensor) -> dict[str, list[Tensor]]:
         """Maps by part, ``"sd"`` and ``"clip"``, of images ``[B, 3, H, W]``."""
-        if self._last is None or self._last[0] is not image:
-            with torch.no_grad():
-                levels = list(self.encoder.forward_levels(image, fuse=False).maps)
-                maps = {"sd": levels, "clip": [self.encoder.forward_tokens(image)]}
-            self._last = (image, maps)
-        return self._last[1]
+        for known, maps in self._last:
+            if known is image:
+                return maps
+        with torch.no_grad():
+            levels = list(self.encoder.forward_levels(image, fuse=False).maps)
+            maps = {"sd": levels, "clip": [self.encoder.forward_tokens(image)]}
+        self._last.append((image, maps))
+        return maps
 
 
 class AdaptedFeatures(Features):

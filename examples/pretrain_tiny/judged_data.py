@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from data import Pictures, load_pictures
-from grounds import solid
 from judged_sketches import Labelled, PartDrawings, load_part_drawings, load_sketches
 from numpy.typing import NDArray
+from scenes import drawings_by, pictures_by
 from sources import SIZE, fetch, words
 from torch import Tensor
 
@@ -190,12 +190,7 @@ class JudgedData:
         return train, test
 
     def _by_artist(self, pictures: Pictures, drawings: Drawings, artist: str = "noto") -> Labelled:
-        drawn = {row.concept: i for i, row in enumerate(pictures.rows) if row.source == artist}
-        found = [(i, drawn.get(concept.hexcode)) for i, concept in enumerate(drawings.concepts)]
-        there = [(number, index) for number, index in found if index is not None]
-        return Labelled(
-            pictures.pixels[[index for _, index in there]], torch.tensor([i for i, _ in there])
-        )
+        return Labelled(*pictures_by(artist, pictures, drawings))
 
     def _fluent_3d(self) -> Labelled:
         """No stage ever trained on this style; its package names no code points."""
@@ -240,13 +235,8 @@ def _masks(concepts: Sequence[Concept]) -> Tensor:
 
 def _scenes(drawings: Drawings, artist: Labelled, count: int | None) -> Scenes:
     used = slice(None if count is None else 4 * count)
-    pictures = artist.pixels[used].permute(0, 2, 3, 1).numpy()
-    covered = solid(pictures).astype(np.uint8) * 255
-    shown = drawings.subset(artist.labels[used].tolist())
-    scenes = OpenMojiScenes(
-        Drawings(shown.concepts, np.zeros_like(pictures), pictures, covered, shown.family),
-        seed=SEED,
-    )
+    own = drawings_by(drawings, artist.pixels[used], artist.labels[used])
+    scenes = OpenMojiScenes(own, seed=SEED)
     chosen, pixels, masks = [], [], []
     for index in range(len(scenes)):
         item = scenes[index]

@@ -11,6 +11,7 @@ from judged_data import CANVAS, PARTS, Scenes
 from judged_model import BATCH, JudgedModel
 from judged_sketches import PartDrawings
 from probes import LinearProbe
+from scenes import best_quadrants
 from sources import SIZE
 from torch import Tensor
 from training import normalise
@@ -26,7 +27,6 @@ STROKE_POINTS = 16
 PIXELS = 64
 # Similarities are compared on this grid, whatever the map's own.
 GRID = 64
-TOP_SHARE = 0.1
 
 
 def spg(model: JudgedModel) -> dict[str, Scores]:
@@ -118,9 +118,7 @@ def localisation(model: JudgedModel) -> dict[str, Scores]:
     coarse = F.adaptive_avg_pool2d(fit.masks.float(), GRID) > 0.5
     threshold = fit_threshold([(fitted, coarse.long())])
     similarity = _similarity(model, test, model.data.queries)
-    side = GRID // 2
-    quadrants = similarity.unflatten(2, (2, side)).unflatten(1, (2, side)).transpose(2, 3)
-    best = quadrants.flatten(3).topk(int(TOP_SHARE * side**2)).values.mean(3).flatten(1).argmax(1)
+    best = best_quadrants(similarity)
     scores = query_segmentation_scores(_enlarged(similarity) > threshold, test.masks.long())
     everything = float(test.masks.float().mean())
     return {

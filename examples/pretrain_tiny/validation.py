@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from data import load_pictures
 from fusion_models import GeneralModel
+from scenes import best_quadrants, drawings_by
 from torch import Tensor
 from torch.utils.data import default_collate
 from training import autocast
@@ -26,10 +27,12 @@ from sketchfusion_plugins.data.openmoji_drawings import (
     normalise,
 )
 from sketchfusion_plugins.data.openmoji_pairs import OpenMojiCorrespondence
+from sketchfusion_plugins.data.openmoji_scenes import OpenMojiScenes
 from sketchfusion_plugins.data.openmoji_tasks import AUGMENTATION
 from sketchfusion_plugins.data.warps import WarpConfig, random_warp
 from sketchfusion_plugins.features import pooled_descriptor
 from sketchfusion_plugins.heads.matching import match_points
+from sketchfusion_plugins.heads.query import ink_cells, pool_sketch
 from sketchfusion_plugins.metrics.correspondence import Protocol, key_point_scores
 
 SIZE, LARGE, BATCH = 128, 192, 32
@@ -38,7 +41,7 @@ PCK = Protocol("validation", SIZE, inclusive=True, alphas=(5, 10))
 
 
 class Validation:
-    """Retrieval and correspondence on one concept of every family that is left out.
+    """Retrieval, correspondence and search on one concept of every family that is left out.
 
     Args:
         work: Folder that `data.py` filled.
@@ -63,15 +66,20 @@ class Validation:
         self.left_out = frozenset(families[i] for i in order[: len(families) // ONE_OF])
         own = drawings.subset([first[name] for name in sorted(self.left_out)])
         self.drawings = torch.stack([_warped(own, index) for index in range(len(own))])
-        shown = to_floats(pictures.pixels[[noto[concept.hexcode] for concept in own.concepts]])
+        drawn = pictures.pixels[[noto[concept.hexcode] for concept in own.concepts]]
+        shown = to_floats(drawn)
         tints = 0.6 + 0.4 * torch.rand(
             (len(own), 3, 1, 1), generator=torch.Generator().manual_seed(0)
         )
         self.galleries = {"": shown, "tinted_": (shown + 1) * tints - 1}
+        scenes = OpenMojiScenes(drawings_by(own, drawn, torch.arange(len(own))))
+        items = [scenes[index] for index in range(len(own))]
+        self.scenes = torch.stack([item["photo"] for item in items])
+        self.masks = torch.stack([item["mask"] for item in items])
         self.pairs = OpenMojiCorrespondence(own, 8, WarpConfig(), seed=2)
 
     def __call__(self, model: GeneralModel) -> Mapping[str, float]:
-        """Acc@5 of embeddings and of pooled maps, also of pictures on light tints, and PCK."""
+        """Acc@5 of embeddings and pooled maps, also of pictures on tints; PCK; share localised."""
         asked = _encode(model, self.drawings)
         figures = {}
         for name, pictures in self.galleries.items():
@@ -84,7 +92,23 @@ class Validation:
                 figures[f"{name}{kind}_acc5"] = round(float(right.float().mean()), 4)
         for size in (SIZE, LARGE):
             figures |= self._correspondence(model, size)
-        return figures
+        return {**figures, **self._localisation(model)}
+
+    def _localisation(self, model: GeneralModel) -> dict[str, float]:
+        """In which quadrant of a scene a drawing is found."""
+        with autocast():
+            drawing, scene = (
+                torch.cat([model.features(part).float() for part in side.split(BATCH // 4)])
+                for side in (self.drawings, self.scenes)
+            )
+        ink = ink_cells(self.drawings, (drawing.shape[2], drawing.shape[3]))
+        asked = pool_sketch(drawing - drawing.mean((0, 2, 3), keepdim=True), ink)
+        cells = F.normalize(scene - scene.mean((0, 2, 3), keepdim=True), dim=1)
+        similarity = torch.einsum("bc,bchw->bhw", asked, cells)
+        covered = self.masks.float()[:, None]
+        truth = F.adaptive_avg_pool2d(covered, 2).flatten(1).argmax(1)
+        right = best_quadrants(similarity) == truth
+        return {"localised": round(float(right.float().mean()), 4)}
 
     def _correspondence(self, model: GeneralModel, size: int) -> dict[str, float]:
         """PCK of the same pairs enlarged to a size, at which the noise is another."""

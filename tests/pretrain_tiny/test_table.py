@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -18,24 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sketchfusion_plugins.data.openmoji import held_out_concepts
-from sketchfusion_plugins.data.openmoji_drawings import Drawings, load_drawings
+from sketchfusion_plugins.data.openmoji_drawings import Drawings
 from sketchfusion_plugins.evaluation.report import Measured
 from sketchfusion_plugins.features import Features, PixelFeatures
 
-FOLDER = Path(__file__).parents[1] / "examples" / "pretrain_tiny"
-OWN = {path.stem for path in FOLDER.glob("*.py")}
 Load = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """A module of the example, which lies outside every package."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    before = {name: sys.modules.pop(name) for name in OWN if name in sys.modules}
-    yield importlib.import_module
-    for name in OWN:
-        sys.modules.pop(name, None)
-    sys.modules.update(before)
 
 
 class MeanColour(Features):
@@ -205,7 +191,7 @@ def test_what_a_picture_covers_includes_what_it_encloses(load: Load) -> None:
     picture[0, 8:12, 8:12] = 255
     expected = np.zeros((20, 20), bool)
     expected[4:16, 4:16] = True
-    assert np.array_equal(load("judged_data").solid(picture)[0], expected)
+    assert np.array_equal(load("grounds").solid(picture)[0], expected)
 
 
 def test_guessing_a_point_hits_the_disc_around_it(load: Load) -> None:
@@ -294,28 +280,13 @@ def test_points_of_the_same_picture_are_found(load: Load) -> None:
     assert len(columns["PCK@5"].top) == 3
 
 
-def _write_strokes(folder: Path, name: str, drawings: int) -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(0)
-    points = generator.integers(0, 255, (drawings * 12, 2)).astype(np.int16)
-    arrays = {
-        "xy": points,
-        "stroke": np.tile(np.repeat([0, 1], 6), drawings).astype(np.int16),
-        "part": np.tile(np.repeat([0, 1], 6), drawings).astype(np.uint8),
-        "offset": np.arange(0, drawings * 12 + 1, 12),
-    }
-    folder.mkdir()
-    np.savez(folder / name, **arrays)
-    return arrays
-
-
-@pytest.fixture(scope="module")
-def drawings() -> Drawings:
-    return load_drawings(128, limit=72, progress=False)
-
-
 @pytest.fixture
 def folders(
-    tmp_path: Path, load: Load, drawings: Drawings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    load: Load,
+    drawings: Drawings,
+    write_strokes: Callable[[Path, str, int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> dict[str, Path]:
     """A work folder of few pictures, sketches of two classes, and Fluent's package."""
     data, hidden = load("data"), held_out_concepts()
@@ -334,12 +305,12 @@ def folders(
     (work / "sources.json").write_text("{}")
 
     sketches, spg = tmp_path / "quickdraw", tmp_path / "spg"
-    _write_strokes(sketches, "quickdraw_strokes.npz", 24)
+    write_strokes(sketches, "quickdraw_strokes.npz", 24)
     with (sketches / "quickdraw.csv").open("w", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(["index", "class", "recognized", "key_id", "strokes"])
         lines.writerows([i, ("cat", "dog")[i // 12], 1, 100 + i, 2] for i in range(24))
-    _write_strokes(spg, "spg_strokes.npz", 8)
+    write_strokes(spg, "spg_strokes.npz", 8)
     with (spg / "spg.csv").open("w", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(["index", "class", "split"])
