@@ -73,6 +73,7 @@ CLAIMS = (
     ("fused", "CLIP + adapters"),
     ("fused", "fused, random foundations"),
     ("fused", "SD + CLIP"),
+    ("fused", "CLIP"),
     ("SD + CLIP + adapters", "SD + CLIP"),
     ("SD + adapters", "SD"),
     ("CLIP + adapters", "CLIP"),
