@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = options.work / "fusion"
     folder.mkdir(parents=True, exist_ok=True)
     stage = ["fusion/seed", str(options.seed), options.name, *options.kinds]
-    # A CPU's fused attention is slow backwards: a sixth of the step.
+    # A CPU's fused attention is slow backwards.
     with sdpa_kernel(SDPBackend.MATH):
         train(
             "-".join(filter(None, stage)),

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,12 +108,16 @@ class Objectives(nn.Module):
             "pooled": contrast(SCALE * first @ second.T, same),
             "query": contrast(SCALE * query_scores(sketches, drawing, picture), same),
             # A picture is of its drawing's class.
-            "subgroup": cross_entropy(model.subgroups(embedding), batch.subgroup.repeat(2)),
-            "sketch": cross_entropy(model.sketches(embedding), batch.sketch_class.repeat(2)),
+            "subgroup": F.cross_entropy(
+                model.subgroups(embedding), batch.subgroup.repeat(2), ignore_index=NO_LABEL
+            ),
+            "sketch": F.cross_entropy(
+                model.sketches(embedding), batch.sketch_class.repeat(2), ignore_index=NO_LABEL
+            ),
         }
 
     def _matches(self, drawing: Tensor, picture: Tensor, batch: FusionBatch) -> dict[str, Tensor]:
-        losses: dict[str, Any] = self.points(
+        losses = self.points(
             drawing[:ALIGNED],
             picture[:ALIGNED],
             *batch.aligned.points,
@@ -160,12 +163,6 @@ class Objectives(nn.Module):
             "parts": part_contrast((first, second), batch.part_points, batch.parts),
             "stroke": F.cross_entropy(logits.flatten(0, 1), torch.cat(batch.parts).flatten()),
         }
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the rows that have a label."""
-    known = labels != NO_LABEL
-    return F.cross_entropy(logits[known], labels[known])
 
 
 def query_scores(sketch: Tensor, drawing: Tensor, picture: Tensor) -> Tensor:

@@ -11,8 +11,10 @@ from torch import Tensor
 from sketchfusion_plugins.data.openmoji_drawings import Drawings
 from sketchfusion_plugins.data.openmoji_scenes import OpenMojiScenes
 
+# Scenes that a concept may be searched for in.
 REPEATS = 10_000
-CELLS = 4
+PICTURES = 4
+# Of a quadrant's cells, those that say whether it holds what is asked for.
 TOP_SHARE = 0.1
 
 
@@ -50,18 +52,19 @@ class RandomScenes:
     """
 
     def __init__(self, drawings: Drawings, pictures: Pictures, artists: tuple[str, ...]) -> None:
-        everything = torch.arange(len(drawings))
-        self.by_artist = [(OpenMojiScenes(drawings, repeats=REPEATS), everything.tolist())]
+        everything = {index: index for index in range(len(drawings))}
+        self.by_artist = [(OpenMojiScenes(drawings, repeats=REPEATS), everything)]
         for artist in artists:
             pixels, numbers = pictures_by(artist, pictures, drawings)
-            if len({drawings.family[number] for number in numbers.tolist()}) <= CELLS:
+            if len({drawings.family[number] for number in numbers.tolist()}) <= PICTURES:
                 continue
             own = drawings_by(drawings, pixels, numbers)
-            self.by_artist.append((OpenMojiScenes(own, repeats=REPEATS), numbers.tolist()))
+            items = {index: item for item, index in enumerate(numbers.tolist())}
+            self.by_artist.append((OpenMojiScenes(own, repeats=REPEATS), items))
 
     def __call__(self, index: int, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A scene ``[3, 2 S, 2 S]`` in -1..1 and the pixels ``[2 S, 2 S]`` of drawing ``index``."""
-        fitting = [(own, n.index(index)) for own, n in self.by_artist if index in n]
+        fitting = [(own, items[index]) for own, items in self.by_artist if index in items]
         scenes, item = fitting[int(draw.integers(len(fitting)))]
         found = scenes[int(draw.integers(REPEATS)) * len(scenes.drawings) + item]
         return found["photo"], found["mask"]

@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from sketchfusion_plugins.data.openmoji import held_out_concepts
 from sketchfusion_plugins.data.openmoji_drawings import Drawings, load_drawings
 
 FOLDER = Path(__file__).parents[2] / "examples" / "pretrain_tiny"
@@ -32,6 +33,21 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType
 def drawings() -> Drawings:
     """The first 72 concepts of OpenMoji."""
     return load_drawings(128, limit=72, progress=False)
+
+
+@pytest.fixture
+def work(tmp_path: Path, load: Callable[[str], ModuleType], drawings: Drawings) -> Path:
+    """A work folder whose pictures are the drawings' own, by two artists."""
+    data, hidden = load("data"), held_out_concepts()
+    folder = tmp_path / "work"
+    for source in ("noto", "openmoji"):
+        rows = [
+            data.Row(source, c.name, (), c.hexcode, c.hexcode in hidden) for c in drawings.concepts
+        ]
+        path = folder / "pictures" / f"{source}-000.safetensors"
+        data.save_shard(path, list(drawings.color), rows)
+    (folder / "sources.json").write_text("{}")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sketchfusion_plugins.data.openmoji import held_out_concepts
 from sketchfusion_plugins.data.openmoji_drawings import Drawings
@@ -25,24 +26,18 @@ def folders(
     tmp_path: Path,
     load: Load,
     drawings: Drawings,
+    work: Path,
     write_strokes: Callable[[Path, str, int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> dict[str, Path]:
     """Pictures by two artists, line icons by two, and scribbles."""
-    data, hidden = load("data"), held_out_concepts()
+    data = load("data")
     monkeypatch.setattr(load("fusion_data"), "load_drawings", lambda size: drawings)
-    work = tmp_path / "work"
-    for source in ("noto", "openmoji"):
-        rows = [
-            data.Row(source, c.name, (), c.hexcode, c.hexcode in hidden) for c in drawings.concepts
-        ]
-        data.save_shard(work / "pictures" / f"{source}-000.safetensors", list(drawings.color), rows)
     for source in ("lucide", "tabler"):
         icons = [data.Row(source, f"icon{chr(97 + number)}", (), "", False) for number in range(10)]
         data.save_shard(
             work / "lines" / f"{source}-000.safetensors", list(drawings.line[:10]), icons
         )
-    (work / "sources.json").write_text("{}")
 
     names = [f"thing {letter}" for letter in "abcdefghijklm"]
     quickdraw, spg = tmp_path / "quickdraw", tmp_path / "spg"
@@ -94,16 +89,24 @@ def test_a_trained_model_is_what_training_left(folders: dict[str, Path], load: L
     fusion.main([*given, "--steps", "1", "--weights", '{"parts": 0}'])
     folder = folders["work"] / "fusion"
     image = torch.rand(2, 3, 128, 128) * 2 - 1
+    checkpoint = torch.load(folder / "seed-3-fused-concatenated.pt", weights_only=True)
     for kind in ("fused", "concatenated"):
         trained = models.load_trained(folder / f"{kind}-3")
         with torch.no_grad():
             embedding = trained.embed(image)
         assert embedding.shape == (2, models.DIM)
         torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
+        # What was saved is what is loaded, and the average that training kept.
+        loaded = trained.state_dict()
+        saved = load_file(folder / f"{kind}-3" / "model.safetensors")
+        kept = {name: value for name, value in saved.items() if name in loaded}
+        assert any("aggregator" in name for name in kept) and any("head" in name for name in kept)
+        assert all(torch.equal(loaded[name], value) for name, value in kept.items())
+        projection = saved["head.projection.weight"]
+        assert any(torch.equal(projection, average) for average in checkpoint["average"])
         about = json.loads((folder / f"{kind}-3" / "about.json").read_text())
         assert (about["steps"], about["sketches"]) == (1, CLASSES)
     # What training has moved is saved, and the foundations are not.
-    state = torch.load(folder / "seed-3-fused-concatenated.pt", weights_only=True)
     torch.manual_seed(3)
     loading = {"foundations": FOUNDATIONS, "changes": {}}
     frozen = models.FrozenMaps(models.load_foundations(**loading))
@@ -111,7 +114,7 @@ def test_a_trained_model_is_what_training_left(folders: dict[str, Path], load: L
     fresh = models.build("fused", frozen, folders["work"], **loading).state_dict()
     moved = {
         name.removeprefix("fused.model.features."): value
-        for name, value in state["model"].items()
+        for name, value in checkpoint["model"].items()
         if name.startswith("fused.model.features.")
     }
     assert moved and not any("unet" in name or "semantic." in name for name in moved)

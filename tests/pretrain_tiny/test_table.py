@@ -285,25 +285,18 @@ def folders(
     tmp_path: Path,
     load: Load,
     drawings: Drawings,
+    work: Path,
     write_strokes: Callable[[Path, str, int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> dict[str, Path]:
     """A work folder of few pictures, sketches of two classes, and Fluent's package."""
-    data, hidden = load("data"), held_out_concepts()
 
     def drawn_before(size: int, limit: int | None = None) -> Drawings:
         assert (size, limit) == (128, len(drawings))
         return drawings
 
     monkeypatch.setattr(load("judged_data"), "load_drawings", drawn_before)
-    work, out = tmp_path / "work", tmp_path / "out"
-    for source in ("noto", "openmoji"):
-        rows = [
-            data.Row(source, c.name, (), c.hexcode, c.hexcode in hidden) for c in drawings.concepts
-        ]
-        data.save_shard(work / "pictures" / f"{source}-000.safetensors", list(drawings.color), rows)
-    (work / "sources.json").write_text("{}")
-
+    out = tmp_path / "out"
     sketches, spg = tmp_path / "quickdraw", tmp_path / "spg"
     write_strokes(sketches, "quickdraw_strokes.npz", 24)
     with (sketches / "quickdraw.csv").open("w", newline="") as file:
