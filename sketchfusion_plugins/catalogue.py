@@ -6,6 +6,7 @@ and held against the models themselves in the tests.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -135,11 +136,11 @@ def _look(part: str, source: str, wanted: tuple[str, ...], cache: Path | None) -
     main = snapshots.get("main")
     if main is not None:
         # A link whose download was broken off points to nothing.
-        lost = [name for name in wanted if not (main / name).is_file()]
+        lost = [name for name in wanted if not os.access(main / name, os.R_OK)]
         if not lost:
             return Weights(part, source, licence, "cached", main)
         if part == "semantic" and lost == [wanted[-1]]:
             for converted in snapshots.values():
-                if (converted / lost[0]).is_file():
+                if os.access(converted / lost[0], os.R_OK):
                     return Weights(part, source, licence, "cached", converted)
     return Weights(part, source, licence, "missing")

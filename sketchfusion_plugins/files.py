@@ -60,15 +60,14 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed writers left in a folder and those below; living ones are left alone."""
-    # Unlike a path's rglob, os.walk does not mind folders that others remove meanwhile.
-    for parent, names, _ in os.walk(folder):
-        for path in (Path(parent, name) for name in names if name.endswith(UNFINISHED)):
-            with suppress(OSError):
-                handle = _lock_folder(path)
-                if handle is not None:
-                    shutil.rmtree(path, ignore_errors=True)
-                    _release(handle)
+    """Remove what killed writers left in a folder; living ones, and all others, are left alone."""
+    # What `_claim` has named: a folder of the user's may end alike.
+    for path in folder.glob(f".*{UNFINISHED}"):
+        with suppress(OSError):
+            handle = _lock_folder(path)
+            if handle is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                _release(handle)
 
 
 def lock_file(handle: int) -> bool:

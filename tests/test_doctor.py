@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -311,6 +312,27 @@ def test_a_home_that_cannot_be_written_to_is_a_warning(
         "warning",
         "set SKETCHFUSION_CACHE to a folder of yours",
     )
+
+
+def test_a_cache_in_somebody_elses_home_is_broken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    exists, access = Path.exists, os.access
+
+    def refuse(path: Path, **options: Any) -> bool:
+        if theirs in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return exists(path, **options)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: (Path(path) != theirs or mode == 0) and access(path, mode)
+    )
+    monkeypatch.setenv("SKETCHFUSION_CACHE", str(theirs / "cache"))
+    found = {line.name: line for line in machine.examine_folders()}
+    assert found["sketchfusion's cache"].state == "broken"
 
 
 @pytest.mark.parametrize(("offline", "advice"), [("", "downloaded at need"), ("1", "forbids")])

@@ -64,11 +64,11 @@ def features(
         from sketchfusion_plugins.problems import Problems
 
         check_target(out)
-        paths = list_pictures(inputs)
+        problems = Problems(strict)
+        paths = list_pictures(inputs, problems)
         side = size or default_size(model)
         opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
         keep_foundations(opened, cache)
-        problems = Problems(strict)
         written = 0
         fingerprint = f"{model_fingerprint(opened)}@{side}"
         with Ranks.from_environment() as ranks:

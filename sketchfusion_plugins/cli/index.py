@@ -62,7 +62,8 @@ def build(
         from sketchfusion_plugins.inference.sharding import Ranks
         from sketchfusion_plugins.problems import Problems
 
-        problems, paths = Problems(strict), list_pictures(inputs)
+        problems = Problems(strict)
+        paths = list_pictures(inputs, problems)
         opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
         keep_foundations(opened, cache)
         described = GalleryModel.of(opened, model, weights, size or default_size(model))
@@ -106,7 +107,8 @@ def add(
         from sketchfusion_plugins.inference.sharding import Ranks
         from sketchfusion_plugins.problems import Problems
 
-        problems, paths = Problems(strict), list_pictures(inputs)
+        problems = Problems(strict)
+        paths = list_pictures(inputs, problems)
         described = GalleryModel.read(index)
         opened = described.open(choose_device(device), dtype, model)
         keep_foundations(opened, cache)
@@ -146,7 +148,8 @@ def search(
         from sketchfusion_plugins.inference.picture_files import list_pictures
         from sketchfusion_plugins.problems import Problems
 
-        problems, paths = Problems(strict), list_pictures(inputs)
+        problems = Problems(strict)
+        paths = list_pictures(inputs, problems)
         described = GalleryModel.read(index)
         opened = described.open(choose_device(device), dtype, model)
         for path, hits in search_pictures(

@@ -43,7 +43,8 @@ def recognise(
         from sketchfusion_plugins.inference.picture_files import list_pictures
         from sketchfusion_plugins.problems import Problems
 
-        problems, paths = Problems(strict), list_pictures(inputs)
+        problems = Problems(strict)
+        paths = list_pictures(inputs, problems)
         opened = open_model(model, "recognition", device=choose_device(device), dtype=dtype)
         found = recognise_files(
             opened, paths, size or default_size(model), problems, top=top, batch_size=batch_size

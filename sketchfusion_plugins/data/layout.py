@@ -20,6 +20,7 @@ from sketchfusion_plugins.files import remove_unfinished, replacing, write_text
 
 IGNORED = 255
 META_FILE = "meta.json"
+SPLITS = ("train", "val")
 
 
 def palette(count: int) -> list[list[int]]:
@@ -55,7 +56,8 @@ def begin(out: Path, classes: Sequence[str], written_with: dict[str, Any]) -> No
     colours = palette(len(classes))
     meta = {"classes": list(classes), "palette": colours, "written_with": written_with}
     path = out / META_FILE
-    remove_unfinished(out)
+    for folder in (out, *{path.parent for name in SPLITS for path in _paths(out, name, "")}):
+        remove_unfinished(folder)
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))

@@ -10,7 +10,10 @@ that was interrupted is gone on with by the next one.
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -27,11 +30,11 @@ from sketchfusion_plugins.data.openmoji import (
     load_concepts,
     rasterise,
 )
-from sketchfusion_plugins.files import cache_folder
+from sketchfusion_plugins.files import cache_folder, write_text
 from sketchfusion_plugins.index import Hit, SketchIndex
 from sketchfusion_plugins.index.manifest import POINTER
 from sketchfusion_plugins.inference.answers import Model
-from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures
+from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures, picture_key
 from sketchfusion_plugins.inference.picture_files import list_pictures, write_png
 from sketchfusion_plugins.problems import Problems
 
@@ -105,7 +108,7 @@ def openmoji_gallery(model: Model, described: GalleryModel, limit: int | None = 
     folder = cache_folder() / "demo" / version
     lines, coloured = (_draw(chosen, layer, folder / layer) for layer in LAYERS)
     index = _index(lines, f"{version}-drawings-{len(chosen)}", model, described)
-    keys = [path.absolute().as_posix() for path in lines]
+    keys = [picture_key(path) for path in lines]
     names = {key: concept.name for key, concept in zip(keys, chosen, strict=True)}
     shown = {key: str(path) for key, path in zip(keys, coloured, strict=True)}
     return Gallery(f"{len(chosen)} OpenMoji pictures (CC BY-SA 4.0)", index, names, shown)
@@ -114,7 +117,8 @@ def openmoji_gallery(model: Model, described: GalleryModel, limit: int | None = 
 def own_gallery(place: Path, model: Model, described: GalleryModel) -> Gallery:
     """The user's pictures: a folder of them, or an index that ``sketchfusion index build`` made.
 
-    A picture is named after its folder where there are several, else after its file.
+    New pictures of a folder are described when the page starts; if others were changed or deleted,
+    all are anew. A picture is named after its folder where there are several, else after its file.
 
     Raises:
         FileNotFoundError: There is no picture.
@@ -133,7 +137,7 @@ def own_gallery(place: Path, model: Model, described: GalleryModel) -> Gallery:
         index = SketchIndex.open(place)
     else:
         key = hashlib.sha256(place.as_posix().encode()).hexdigest()[:16]
-        index = _index(list_pictures([place]), key, model, described)
+        index = _index(list_pictures([place]), key, model, described, changing=True)
     if not len(index):
         raise FileNotFoundError(f"{place} holds no picture that can be read.")
     keys = [Path(key) for key, _ in index.items()]
@@ -168,11 +172,33 @@ def _draw(concepts: list[Concept], layer: Layer, folder: Path) -> list[Path]:
     return paths
 
 
-def _index(paths: list[Path], key: str, model: Model, described: GalleryModel) -> SketchIndex:
+def _index(
+    paths: list[Path], key: str, model: Model, described: GalleryModel, changing: bool = False
+) -> SketchIndex:
     name = f"{described.fingerprint}{described.settings}-{described.size}-{key}"
     folder = cache_folder() / "demo" / "indexes" / name
+    if changing:
+        _forget_if_changed(folder, paths)
     problems = Problems()
     _, total = add_pictures(folder, model, described, paths, problems)
     if not total:
         raise FileNotFoundError(f"none of {len(paths)} files is a picture: {problems.found[0]}")
     return SketchIndex.open(folder)
+
+
+def _forget_if_changed(index: Path, paths: list[Path]) -> None:
+    """Delete an index of pictures of which some are gone or others now, and note how they are."""
+    note = index.with_name(f"{index.name}.json")
+    present = {}
+    for path in paths:
+        with suppress(OSError):
+            status = path.stat()
+            present[picture_key(path)] = [status.st_size, status.st_mtime_ns]
+    try:
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        same = all(present.get(key) == status for key, status in noted.items())
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        shutil.rmtree(index, ignore_errors=True)
+    write_text(json.dumps(present), note)

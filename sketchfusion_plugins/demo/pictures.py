@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sketchfusion_plugins.heads.query import PAPER
-from sketchfusion_plugins.images import flatten_image
+from sketchfusion_plugins.images import FORMATS, flatten_image
 
 CANVAS = 384
 # A blank canvas takes 2 kB, one filled with noise by an upload 600 kB.
@@ -97,7 +97,7 @@ def read_upload(path: str | Path) -> Image.Image:
         PictureError: It is no picture, or has more than `MOST_PIXELS` pixels.
     """
     with Path(path).open("rb") as file:
-        image = _read(file, None, MOST_PIXELS)
+        image = _read(file, FORMATS, MOST_PIXELS)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     if min(image.size) < 8:
         raise PictureError(
@@ -129,7 +129,7 @@ def find_ink(sketch: Image.Image) -> Box:
     return Box(int(columns[0]) - (side - width) // 2, int(rows[0]) - (side - height) // 2, side)
 
 
-def _read(file: object, formats: tuple[str, ...] | None, most_pixels: int) -> Image.Image:
+def _read(file: object, formats: tuple[str, ...], most_pixels: int) -> Image.Image:
     """Decode a file, once its header says that it is not too large.
 
     Raises:

@@ -100,7 +100,8 @@ def examine_folders() -> Iterator[Finding]:
     with suppress(ImportError):
         folders["Hugging Face's cache"] = (hub_cache(), "HF_HUB_CACHE")
     for name, (folder, variable) in folders.items():
-        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        # A path's own exists() raises where a folder may not be looked into.
+        nearest = next(p for p in (folder, *folder.absolute().parents) if os.access(p, os.F_OK))
         if nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK):
             free = shutil.disk_usage(nearest).free / 1e9
             yield Finding("folders", name, "ok", f"{folder}, {free:.0f} GB free")

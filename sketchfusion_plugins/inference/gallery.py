@@ -158,7 +158,7 @@ def add_pictures(
         known: IndexWriter | set[str] = set() if writer is None else writer
         if exists and not ranks.is_first:
             known = {key for key, _ in SketchIndex.open(index).items()}
-        waiting = {_key(path): path for path in paths if _key(path) not in known}
+        waiting = {picture_key(path): path for path in paths if picture_key(path) not in known}
         before = 0 if writer is None else len(writer)
         collected = 0
         for readable, vectors in describe_together(
@@ -178,7 +178,7 @@ def add_pictures(
             if writer is None:
                 created = IndexWriter.create(index, found.shape[1], kind, str(described))
                 writer = stack.enter_context(created)
-            writer.add(found, [_key(path) for path in kept])
+            writer.add(found, [picture_key(path) for path in kept])
             collected += len(kept)
             if collected >= together:
                 writer.commit(progress)
@@ -224,8 +224,14 @@ def search_pictures(
             yield from zip(kept, reader.search(queries, top), strict=True)
 
 
-def _key(path: Path) -> str:
-    return path.absolute().as_posix()
+def picture_key(path: Path) -> str:
+    """What an index calls a picture: its absolute path, the same from every working folder."""
+    parts = path.absolute().parts
+    if ".." not in parts:
+        return Path(*parts).as_posix()
+    # Links are kept as they are named, but for those that ".." leads back from.
+    end = len(parts) - parts[::-1].index("..")
+    return Path(*parts[:end]).resolve().joinpath(*parts[end:]).as_posix()
 
 
 def _check_same(index: Path, described: GalleryModel, kind: Kind) -> None:

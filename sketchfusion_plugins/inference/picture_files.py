@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import os
+import stat
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,22 +22,31 @@ READERS = 4
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
-def list_pictures(inputs: Sequence[str | Path]) -> list[Path]:
+def list_pictures(inputs: Sequence[str | Path], problems: Problems | None = None) -> list[Path]:
     """Files as they were named, and the pictures in folders and their subfolders, sorted.
 
     Files named outright are kept whatever their suffix, and also if they do not exist: reading them
     tells why they cannot be used. Hidden files and folders are passed over. None comes twice.
 
+    Args:
+        inputs: Files and folders.
+        problems: Collects subfolders that cannot be read; without it they are raised.
+
     Raises:
         FileNotFoundError: Nothing was named, or a folder holds no picture.
+        OSError: A folder cannot be read; a subfolder only without ``problems``, or strict ones.
     """
     found: dict[Path, None] = {}
     for name in inputs:
         path = Path(name).expanduser()
-        if not path.is_dir():
+        try:
+            folder = path.is_dir()
+        except PermissionError:
+            folder = False
+        if not folder:
             found[path] = None
             continue
-        inside = [child for child in sorted(path.rglob("*")) if _is_picture(child, path)]
+        inside = sorted(_pictures_below(path, problems))
         if not inside:
             raise FileNotFoundError(
                 f"{path} holds no picture; looked for {', '.join(sorted(SUFFIXES))}."
@@ -121,9 +132,25 @@ def write_png(pixels: NDArray[np.uint8], path: Path) -> None:
         Image.fromarray(pixels).save(temporary, format="PNG")
 
 
-def _is_picture(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+def _pictures_below(folder: Path, problems: Problems | None) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        if problems is None or Path(error.filename) == folder:
+            raise error
+        problems.add(error.filename, error)
+
+    for parent, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(parent, name) for name in files if not name.startswith(".")):
+            if path.suffix.lower() in SUFFIXES and _may_be_file(path):
+                yield path
+
+
+def _may_be_file(path: Path) -> bool:
+    """False for pipes and sockets; what cannot be asked is read, which tells why it cannot be."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 def _submit(

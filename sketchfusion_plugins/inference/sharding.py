@@ -15,9 +15,10 @@ import glob
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,8 +30,9 @@ from sketchfusion_plugins.inference.answers import Model, describe_files
 from sketchfusion_plugins.inference.descriptor_files import DescriptorWriter, known_paths
 from sketchfusion_plugins.problems import Problems
 
-# A process that died is noticed at once; this is for one that hangs, or has the slowest disk.
-LONGEST_WAIT = timedelta(hours=6)
+# A process that died is noticed at once. Who is done waits for the slowest, which of a job of days
+# may be a day behind.
+LONGEST_WAIT = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Ranks:
         """Go on when every process has come this far.
 
         Raises:
-            RuntimeError: One has ended, or has not come in six hours.
+            RuntimeError: One has ended, or has not come in `LONGEST_WAIT`.
         """
         if self.world_size > 1:
             torch.distributed.barrier()
@@ -175,11 +177,7 @@ def describe_together(
     # Launched with another number of processes, a share may lie in any of the parts.
     known = frozenset().union(*(known_paths(part, fingerprint) for part in parts))
     ranks.wait()  # Nobody writes while another still reads.
-    share = [
-        path
-        for number, path in enumerate(paths)
-        if number // batch_size % ranks.world_size == ranks.rank and str(path) not in known
-    ]
+    share = _share(ranks, paths, known, batch_size)
     part = result.with_name(f"{result.name}.rank-{ranks.rank}.jsonl")
     skipped_before = len(problems.found)
     with DescriptorWriter(part, fingerprint) as writer:
@@ -198,6 +196,16 @@ def forget_parts(ranks: Ranks, result: Path) -> None:
         for part in _parts(result):
             part.unlink()
     ranks.wait()
+
+
+def _share(
+    ranks: Ranks, paths: Sequence[Path], known: Collection[str], batch_size: int
+) -> list[Path]:
+    """This process's part of what is not known yet, evenly dealt however much others had done."""
+    batches = (paths[start : start + batch_size] for start in range(0, len(paths), batch_size))
+    left = [[path for path in batch if str(path) not in known] for batch in batches]
+    mine = [batch for batch in left if batch][ranks.rank :: ranks.world_size]
+    return list(chain.from_iterable(mine))
 
 
 def _parts(result: Path) -> list[Path]:

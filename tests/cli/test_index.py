@@ -59,6 +59,9 @@ def test_relative_paths_are_the_same_pictures(
     monkeypatch.chdir(pictures)
     printed = run("index", "add", "a.png", "more", "--index", index, "--json").stdout
     assert json.loads(printed)["added"] == 0
+    monkeypatch.chdir(pictures / "more")
+    printed = run("index", "add", "../a.png", "../more", "--index", index, "--json").stdout
+    assert json.loads(printed)["added"] == 0
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,36 @@ def test_own_pictures_are_named_by_folder_or_by_file(
     assert {one.name(key) for key, _ in one.index.items()} == {"one", "two"}
 
 
+def test_pictures_that_changed_since_the_last_start_are_described_anew(
+    folder: Path, described: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = HogFeatures()
+    mine = described(model, "hog", SIZE)
+    added: list[int] = []
+    add = inference.add_pictures
+
+    def counting(*arguments: Any) -> tuple[int, int]:
+        counts = add(*arguments)
+        added.append(counts[0])
+        return counts
+
+    monkeypatch.setattr("sketchfusion_plugins.demo.gallery.add_pictures", counting)
+    own_gallery(folder, model, mine)
+    own_gallery(folder, model, mine)
+    one, two = folder / "cat" / "one.png", folder / "cat" / "two.png"
+    (folder / "cat" / "three.png").write_bytes(two.read_bytes())
+    own_gallery(folder, model, mine)
+    assert added == [3, 0, 1]
+    one.write_bytes(two.read_bytes())
+    query = _describe(model, open_image(one))
+    found = {hit.key: hit.score for hit in own_gallery(folder, model, mine).similar(query, 4)}
+    assert found[str(one)] == pytest.approx(1, abs=1e-4)
+    two.unlink()
+    gallery = own_gallery(folder, model, mine)
+    assert gallery.title == f"3 pictures of {folder}"
+    assert str(two) not in {key for key, _ in gallery.index.items()}
+
+
 def test_an_index_serves_as_gallery_for_its_own_model_alone(
     folder: Path, tmp_path: Path, described: Callable[..., Any]
 ) -> None:

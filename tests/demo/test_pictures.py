@@ -99,6 +99,23 @@ def test_uploads_that_are_no_pictures_are_refused(
         read_upload(path)
 
 
+def test_no_other_program_is_started_for_an_upload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "started"
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {started}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    (tmp_path / "upload.png").write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(PictureError, match="no picture"):
+        read_upload(tmp_path / "upload.png")
+    assert not started.exists()
+
+
 def test_an_upload_is_shrunk_flattened_and_upright(tmp_path: Path) -> None:
     clear = Image.new("RGBA", (2000, 500), (0, 0, 0, 0))
     clear.save(tmp_path / "clear.png")

@@ -114,8 +114,9 @@ def test_one_file_written_by_eight_threads(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no locks of folders")
 def test_what_a_living_writer_has_begun_is_left_alone(tmp_path: Path) -> None:
-    dead = tmp_path / "deep" / f".dead{UNFINISHED}"
-    dead.mkdir(parents=True)
+    dead = tmp_path / f".dead{UNFINISHED}"
+    dead.mkdir()
+    (tmp_path / f"mine{UNFINISHED}").mkdir()
     (dead / "file.tmp").write_text("half")
     (dead / ".tmpA1b2c3").write_text("half")
     (tmp_path / f".theirs{UNFINISHED}").write_text("a file")
@@ -128,7 +129,7 @@ def test_what_a_living_writer_has_begun_is_left_alone(tmp_path: Path) -> None:
         assert (tmp_path / "alive").read_text() == "of the second"
     assert (tmp_path / "alive").read_text() == "whole"
     names = {path.name for path in tmp_path.rglob("*")}
-    assert names == {"alive", "deep", f".theirs{UNFINISHED}"}
+    assert names == {"alive", f"mine{UNFINISHED}", f".theirs{UNFINISHED}"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no locks of folders")

@@ -336,11 +336,14 @@ def test_what_interrupted_writers_left_is_removed_and_nothing_else(tmp_path: Pat
     theirs = ["notes.txt", "vectors.safetensors", "items-1.jsonl", ".hidden.tmp"]
     for name in (*left, *theirs):
         (tmp_path / name).write_bytes(b"x")
+    folders = ["thesis.unfinished", "deep/.thesis.unfinished"]
+    for name in folders:
+        (tmp_path / name).mkdir(parents=True)
     SketchIndex.open(tmp_path).verify()
     assert all((tmp_path / name).exists() for name in left)
     IndexWriter.open(tmp_path).close()
     assert not any((tmp_path / name).exists() for name in left)
-    assert all((tmp_path / name).exists() for name in theirs)
+    assert all((tmp_path / name).exists() for name in (*theirs, *folders))
     SketchIndex.open(tmp_path).verify()
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +39,28 @@ def test_folders_are_searched_and_sorted(folder: Path) -> None:
     # Named outright, once: any suffix, also what is not there.
     named = [folder / "notes.txt", folder / "b.PNG", folder / "none.png"]
     assert list_pictures([*named, folder, str(folder)]) == [*named, expected[0], expected[2]]
+
+
+def test_what_cannot_be_looked_into_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "locked").mkdir()
+    look = os.scandir
+
+    def refuse(path: Any = ".") -> Any:
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (folder / "gone.png").symlink_to(folder / "nothing.png")
+    os.mkfifo(folder / "pipe.png")
+    problems = Problems()
+    expected = [folder / name for name in ("a.jpg", "b.PNG", "deep/er/c.webp", "gone.png")]
+    assert list_pictures([folder], problems) == expected
+    assert len(problems.found) == 1 and str(folder / "locked") in problems.found[0]
+    with pytest.raises(PermissionError, match="locked"):
+        list_pictures([folder])
+    with pytest.raises(PermissionError, match="locked"):
+        list_pictures([folder / "locked"], problems)
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

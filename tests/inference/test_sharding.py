@@ -176,6 +176,27 @@ def test_parts_that_others_wrote_elsewhere_are_missed(
     assert part.exists() == bool(left)
 
 
+def test_what_is_left_is_dealt_out_evenly(pictures: Path, tmp_path: Path) -> None:
+    paths = sorted(pictures.iterdir())
+    done = [*paths[3:6], *paths[9:]]  # All that was the second's, as after the first's crash.
+    with DescriptorWriter(tmp_path / "a.jsonl.rank-1.jsonl", "mine") as writer:
+        writer.add(list(map(str, done)), torch.zeros(len(done), 2))
+    found = describe_together(
+        TwoMachines(),
+        open_model("pixels"),
+        paths,
+        64,
+        Problems(),
+        result=tmp_path / "a.jsonl",
+        fingerprint="mine",
+        batch_size=3,
+    )
+    with pytest.raises(OSError, match="described: 3 pictures"):
+        next(found)
+    lines = (tmp_path / "a.jsonl.rank-0.jsonl").read_text().splitlines()
+    assert [json.loads(line)["path"] for line in lines] == list(map(str, paths[:3]))
+
+
 @pytest.mark.parametrize(
     "command",
     [("features",), pytest.param(("index", "build"), marks=pytest.mark.slow)],
