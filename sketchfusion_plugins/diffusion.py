@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sketchfusion_plugins.config import DiffusionConfig
+from sketchfusion_plugins.config import LARGEST_SEED, DiffusionConfig
 from sketchfusion_plugins.denoiser import Denoiser, Inject, default_taps, list_blocks
 from sketchfusion_plugins.hub import (
     bundled_weights,
@@ -111,7 +111,10 @@ class Diffusion(nn.Module):
         else:
             posterior = output.latent_dist
             seed = self.config.seed if seed is None else seed
-            noise = draw_noise(posterior.mean, 1, seed + POSTERIOR_SEED_OFFSET, generator)
+            # Of the largest seeds the sum would be none: it starts again at the lowest.
+            other = seed + POSTERIOR_SEED_OFFSET
+            other -= 2 * (LARGEST_SEED + 1) * (other > LARGEST_SEED)
+            noise = draw_noise(posterior.mean, 1, other, generator)
             latents = posterior.mean.float() + posterior.std.float() * noise
         return ((latents - self.shift_factor) * self.scaling_factor).contiguous()
 

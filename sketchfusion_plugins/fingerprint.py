@@ -22,7 +22,8 @@ def sample_values(tensor: Tensor) -> Tensor:
     """At most 16 evenly spaced values of a tensor, on the CPU."""
     flat = tensor.detach().flatten()
     count = min(SAMPLES_PER_TENSOR, flat.numel())
-    index = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64).long()
+    # Not on the default device: some know no float64, and "meta" no values.
+    index = torch.linspace(0, flat.numel() - 1, count, dtype=torch.float64, device="cpu").long()
     return flat[index.to(flat.device)].cpu()
 
 

@@ -94,5 +94,8 @@ def _draw(draws: int, like: Tensor, generator: torch.Generator) -> Tensor:
     # One call per draw: the prefix of a larger normal sample is not the smaller sample.
     shape = like.shape[1:]
     return torch.stack(
-        [torch.randn(shape, generator=generator, device=generator.device) for _ in range(draws)]
+        [
+            torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
+            for _ in range(draws)
+        ]
     )

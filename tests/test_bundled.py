@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -247,7 +248,9 @@ def test_adapters_that_the_caller_names_win(
     assert f"loaded adapters {tmp_path / WEIGHTS_FILE}." in caplog.text
 
 
-def test_adapters_of_the_hub_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_adapters_of_the_hub_win(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     own = SketchFusionEncoder(preset("tiny"))
     own.save_pretrained(tmp_path)
     asked = []
@@ -256,14 +259,50 @@ def test_adapters_of_the_hub_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         asked.append(repository)
         return str(tmp_path / filename)
 
-    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     model = timm.create_model(
         TINY, pretrained=True, pretrained_cfg_overlay={"hf_hub_id": "me/mine"}
     )
     assert asked == ["me/mine"]
+    assert "loaded adapters me/mine." in caplog.text
     expected = adapter_state(own)
     got = adapter_state(_encoder_in(model))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in got.items())
+
+
+@pytest.mark.parametrize("place", ["hf-hub", "hf-hub overlay", "file", "local-dir"])
+def test_adapters_come_with_the_configuration_they_were_trained_with(
+    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    changes = {"diffusion__timestep": 50, "injection__inject_skips": False}
+    mine = timm.create_model(TINY, pretrained=True, num_classes=5, changes=changes).eval()
+    mine.save_pretrained(tmp_path)
+    asked = []
+
+    def download(repository: str, filename: str, revision: str | None = None, **_: Any) -> str:
+        asked.append((repository, revision))
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    options: dict[str, Any] = {"num_classes": 5}
+    name = TINY
+    if place == "hf-hub":
+        name, options = "hf-hub:me/mine@v2", {}
+    elif place == "local-dir":
+        name, options = f"local-dir:{tmp_path}", {}
+    elif place == "file":
+        options["pretrained_cfg_overlay"] = {"file": str(tmp_path / WEIGHTS_FILE)}
+    else:
+        options["pretrained_cfg_overlay"] = {"hf_hub_id": "me/mine@v2"}
+    again = timm.create_model(name, pretrained=True, **options).eval()
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    assert torch.equal(again(image), mine(image))
+    assert set(asked) == ({("me/mine", "v2")} if "hub" in place else set())
+    # What the caller changes counts more.
+    other = timm.create_model(name, pretrained=True, changes={"diffusion__timestep": 60}, **options)
+    config = _encoder_in(other).config
+    assert (config.diffusion.timestep, config.injection.inject_skips) == (60, False)
 
 
 @pytest.mark.parametrize(

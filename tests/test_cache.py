@@ -524,6 +524,35 @@ def test_other_foundations_find_nothing(
 
 
 @torch.no_grad()
+def test_other_activations_find_nothing(build: Any, sketches: Any, store: FeatureStore) -> None:
+    # As with timm's vit_*_clip_* and vit_*_clip_quickgelu_*, weights and class are the same.
+    first, second = build(), build()
+    second.load_state_dict(first.state_dict())
+    for layer in second.semantic.model.encoder.layers:
+        layer.mlp.activation_fn = nn.GELU()
+    image = sketches(1)
+    expected = second.encode(image).tokens
+    for encoder in (first, second):
+        use_cache(encoder, store)
+    assert not torch.equal(first.encode(image).tokens, expected)
+    assert torch.equal(second.encode(image).tokens, expected)
+    assert store.hits == 0
+    second.encode(image)
+    assert store.hits == 1
+
+
+def test_subclasses_are_refused(store: FeatureStore, build: Any) -> None:
+    class Mine(SketchFusionEncoder):
+        pass
+
+    encoder = Mine(build().config)
+    for asked in (store, None):
+        with pytest.raises(TypeError, match="got its subclass Mine"):
+            use_cache(encoder, asked)
+    assert type(encoder) is Mine
+
+
+@torch.no_grad()
 def test_other_pixels_seeds_and_autocast_find_nothing(
     build: Any, sketches: Any, store: FeatureStore
 ) -> None:
@@ -818,5 +847,5 @@ def test_keys_stay() -> None:
     """A cache outlives a release: who changes what a key is made of raises FORMAT knowingly."""
     image = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
     (key,) = record_keys({"kind": "foundations", "seed": 0}, image)
-    about = b'[1, {"kind": "foundations", "seed": 0}, "torch.float32", [3, 32, 32], "None"]'
+    about = b'[2, {"kind": "foundations", "seed": 0}, "torch.float32", [3, 32, 32], "None"]'
     assert key == hashlib.sha256(about + image.numpy().tobytes()).hexdigest()

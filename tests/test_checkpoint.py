@@ -495,6 +495,13 @@ def test_fingerprint_tells_weights_apart(part: str, build: Any) -> None:
     assert fingerprint(encoder) != before
 
 
+def test_fingerprint_does_not_depend_on_the_default_device(build: Any) -> None:
+    encoder = build()
+    expected = fingerprint(encoder)
+    with torch.device("meta"):
+        assert fingerprint(encoder) == expected
+
+
 def test_fingerprint_covers_the_semantic_branch(build: Any) -> None:
     encoder = build()
     before = fingerprint(encoder)

@@ -15,6 +15,19 @@ def test_the_operator_is_what_it_says(draws: int) -> None:
     torch.library.opcheck(operator, (torch.zeros(2, 4, 8, 6), draws, 7))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
+    latents = torch.zeros(1, 4, 8, 8)
+    expected = draw_noise(latents, 2, 0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        got = draw_noise(latents, 2, 0)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(got, expected)
+
+
 def test_cuda_graphs_are_told_to_leave_it_out() -> None:
     """A graph cannot hold what is drawn on the CPU; reduce-overhead asks for this tag alone."""
     assert torch.Tag.cudagraph_unsafe in torch.ops.sketchfusion.seeded_noise.default.tags

@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
-from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, MisfitError, read_config
+from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, MisfitError, locate, read_config
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, bundled_weights
 from timm_adapters.sketchfusion import SketchFusion
@@ -74,6 +74,16 @@ TAG_PRESETS = {
 }
 
 
+def _find_adapters(cfg: PretrainedCfg) -> Path | None:
+    """File of the adapters that the caller named, with their configuration; None for a URL."""
+    if cfg.source == "local-dir":
+        return Path(cfg.file) / WEIGHTS_FILE
+    if cfg.hf_hub_id and (cfg.source == "hf-hub" or not cfg.file):
+        repository, _, revision = cfg.hf_hub_id.partition("@")
+        return locate(repository, revision or None)
+    return Path(cfg.file) if cfg.file else None
+
+
 def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     output_stride = kwargs.pop("output_stride", 32)
     if output_stride != 32:
@@ -88,10 +98,14 @@ def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) 
         # timm prefers a file, which would be the packaged one.
         overlay.setdefault("file", None)
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
-    if cfg.source == "local-dir":
-        overlay |= {"source": None, "file": str(Path(cfg.file) / WEIGHTS_FILE)}
+    named = cfg.hf_hub_id or cfg.file or cfg.url
+    own = None
+    if cfg.source in ("local-dir", "hf-hub") or (pretrained and cfg.file != _TINY_ADAPTERS):
+        own = _find_adapters(cfg)
+    if own is not None:
+        overlay |= {"source": None, "file": str(own)}
         cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
-        saved = read_config(cfg.file)
+        saved = read_config(own)
         kwargs.setdefault("config", saved)
         kwargs.setdefault("weights", saved.weights if pretrained else "random")
     kwargs.setdefault(
@@ -114,7 +128,7 @@ def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) 
     if not has_adapters:
         model, adapters = build(False), "injection, aggregation and head are fresh"
     elif cfg.file != _TINY_ADAPTERS:
-        model, adapters = build(True), f"loaded adapters {cfg.file or cfg.hf_hub_id or cfg.url}"
+        model, adapters = build(True), f"loaded adapters {named}"
     else:
         bundled_weights(_TINY)
         try:

@@ -32,7 +32,7 @@ Keep = Literal["foundations", "results"]
 Tensors = dict[str, Tensor]
 
 # Part of every key: raise it when the same weights and settings come to compute something else.
-FORMAT = 1
+FORMAT = 2
 # Values of the configuration that say where weights come from and how memory is used.
 _WHEREABOUTS = {
     "diffusion": ("source", "revision", "unet_file", "ensemble_chunk", "seed"),
@@ -214,7 +214,7 @@ class CachedEncoder(SketchFusionEncoder):
 
     @torch.compiler.disable
     def _name(self, part: str, module: nn.Module) -> str:
-        """Hash of a module's class, weights and precision.
+        """Hash of a module's classes with their settings, its weights and precision.
 
         Raises:
             RuntimeError: It would train.
@@ -232,6 +232,8 @@ class CachedEncoder(SketchFusionEncoder):
             return known[1]
         digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}".encode())
         digest.update(str([tensor.dtype for tensor in tensors]).encode())
+        # Weights do not tell one activation from another.
+        digest.update(str([_kind(child) for child in module.modules()]).encode())
         if part in ("injection", "aggregation"):
             # They are small, and a step of training changes them little.
             for tensor in tensors:
@@ -259,7 +261,7 @@ def use_cache(encoder: nn.Module, store: FeatureStore | None, keep: Keep = "foun
             comes after: nothing of the encoder runs. It freezes injection and aggregation for good.
 
     Raises:
-        TypeError: There is no encoder, or more than one.
+        TypeError: There is no encoder, more than one, or one of a subclass.
         ValueError: Foundations may train, the semantic branch is no module whose weights tell it
             from others, or an unknown ``keep``.
 
@@ -269,6 +271,11 @@ def use_cache(encoder: nn.Module, store: FeatureStore | None, keep: Keep = "foun
     if keep not in get_args(Keep):
         raise ValueError(f"keep must be one of {', '.join(get_args(Keep))}, got {keep!r}.")
     _, encoder = find_encoder(encoder)
+    if type(encoder) not in (SketchFusionEncoder, CachedEncoder):
+        raise TypeError(
+            f"expected a SketchFusionEncoder, got its subclass {type(encoder).__name__}, whose own "
+            "methods a cache would not see. Use an encoder without them."
+        )
     if store is None:
         encoder.__class__ = SketchFusionEncoder
         return
@@ -303,6 +310,12 @@ def record_keys(description: dict[str, Any], image: Tensor) -> list[str]:
         digest.update(tensor_bytes(pixels))
         keys.append(digest.hexdigest())
     return keys
+
+
+def _kind(module: nn.Module) -> str:
+    """Class and settings of a module, the same if it was compiled."""
+    module = getattr(module, "_orig_mod", module)
+    return f"{type(module).__qualname__}({module.extra_repr()})"
 
 
 def _version(tensor: Tensor) -> tuple[Any, ...]:
