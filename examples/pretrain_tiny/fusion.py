@@ -21,6 +21,7 @@ from fusion_models import (
     KINDS,
     FrozenMaps,
     GeneralModel,
+    begin_from,
     build,
     load_foundations,
     save,
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["fused"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--begin", help="a fused retrieval checkpoint that training goes on from")
     parser.add_argument("--changes", type=json.loads, default={}, help='{"injection__init": ...}')
     parser.add_argument("--weights", type=json.loads, default={}, help='{"region": 0}')
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
@@ -54,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--validate", action="store_true", help="leave concepts out, measure on them"
     )
     options = parser.parse_args(arguments)
+    if options.begin is not None and options.kinds != ["fused"]:
+        parser.error(f"--begin is for --kinds fused alone, got {' '.join(options.kinds)}.")
     loading = {
         "foundations": options.foundations or options.work / "export",
         "changes": options.changes,
@@ -72,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             len(batches.strokes),
             options.weights,
         )
+        if options.begin is not None:
+            begin_from(models[kind].model, options.begin)
 
     def step(generator: torch.Generator, _: float) -> Mapping[str, Tensor]:
         # Another seed, other batches: its steps are counted from another number.
@@ -127,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "kind": kind,
             "seed": options.seed,
             "steps": options.steps,
+            "begin": options.begin,
             "changes": options.changes,
             "foundations": str(loading["foundations"]),
             "work": str(options.work),

@@ -29,6 +29,8 @@ from sketchfusion_plugins.features import (
 from sketchfusion_plugins.files import write_safetensors, write_text
 from sketchfusion_plugins.heads.embedding import EmbeddingHead
 from sketchfusion_plugins.presets import preset
+from sketchfusion_plugins.tasks.load import load_task
+from sketchfusion_plugins.tasks.retrieval import Retrieval
 
 KINDS = ("clip", "sd", "concatenated", "fused", "random")
 UNTRAINED = {"CLIP": ClipFeatures, "SD": DiffusionFeatures, "SD + CLIP": ConcatenatedFeatures}
@@ -211,6 +213,32 @@ def build(kind: str, frozen: FrozenMaps, work: Path, **loading: Any) -> Features
     if kind == "random":
         calibrate(encoder, calibration_pictures(work))
     return FusedFeatures(encoder)
+
+
+def begin_from(model: GeneralModel, checkpoint: str) -> None:
+    """Give a fused model the injection, aggregation and embedding head of a checkpoint.
+
+    Args:
+        model: A fused model.
+        checkpoint: Folder or id of a checkpoint of the task retrieval.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged or holds no task.
+        ValueError: It is of another task.
+        RuntimeError: Its parts have other shapes.
+    """
+    task = load_task(checkpoint)
+    if not isinstance(task, Retrieval):
+        raise ValueError(f"{checkpoint} is of the task {task.name}; give one of retrieval.")
+    assert isinstance(model.features, FusedFeatures)
+    own, given = model.features.encoder, task.features.encoder
+    for part, other in (
+        (own.injector, given.injector),
+        (own.aggregator, given.aggregator),
+        (model.head, task.head),
+    ):
+        assert part is not None and other is not None
+        part.load_state_dict(other.state_dict())
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

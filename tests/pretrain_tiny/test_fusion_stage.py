@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from sketchfusion_plugins.data.openmoji import held_out_concepts
 from sketchfusion_plugins.data.openmoji_drawings import Drawings
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS
+from sketchfusion_plugins.tasks.load import build_task, load_task
 
 Load = Callable[[str], ModuleType]
 CLASSES, SKETCHES = 13, 6
@@ -121,3 +122,23 @@ def test_a_trained_model_is_what_training_left(folders: dict[str, Path], load: L
     assert any(not torch.equal(value, fresh[name]) for name, value in moved.items())
     with pytest.raises(ValueError, match=r"no losses \['nothing'\]"):
         fusion.main([*given, "--steps", "1", "--weights", '{"nothing": 1}'])
+
+
+def test_training_goes_on_from_a_checkpoint_of_retrieval(
+    folders: dict[str, Path], load: Load, tmp_path: Path
+) -> None:
+    fusion, models = load("fusion"), load("fusion_models")
+    given = [str(part) for name in folders for part in (f"--{name}", folders[name])]
+    given += ["--foundations", str(FOUNDATIONS), "--steps", "1", "--learning-rate", "0"]
+    fusion.main([*given, "--begin", "sketchfusion/tiny-retrieval"])
+    trained = models.load_trained(folders["work"] / "fusion" / "fused-0")
+    image = torch.rand(2, 3, 128, 128) * 2 - 1
+    shipped = load_task("sketchfusion/tiny-retrieval")
+    with torch.no_grad():
+        torch.testing.assert_close(trained.embed(image), shipped(image))
+    with pytest.raises(SystemExit):
+        fusion.main([*given, "--begin", "sketchfusion/tiny-retrieval", "--kinds", "sd", "fused"])
+    recognition = build_task("recognition", shipped.encoder, classes=("one", "two"))
+    recognition.save_pretrained(tmp_path / "recognition")
+    with pytest.raises(ValueError, match="of the task recognition; give one of retrieval"):
+        fusion.main([*given, "--name", "other", "--begin", str(tmp_path / "recognition")])
