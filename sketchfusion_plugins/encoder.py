@@ -142,6 +142,9 @@ class SketchFusionEncoder(nn.Module):
         self, levels: FeatureLevels, image_size: tuple[int, int]
     ) -> Tensor | tuple[Tensor, ...]:
         """Aggregate levels of images of a size; see `forward`."""
+        # Coarse levels of sides that are no multiple of their stride are stretched to the image's,
+        # as the UNet itself does on the way up. Widened to what their cells cover they matched
+        # worse: PCK@5 0.589 against 0.601 at 104 px, 0.639 against 0.650 at 120 px, 125 pairs.
         multiple = self.diffusion.latent_stride
         rows, columns = cells(image_size, multiple)
         padded = (rows * multiple, columns * multiple)
