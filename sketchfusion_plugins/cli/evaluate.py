@@ -95,7 +95,7 @@ def evaluate(
         )
         from sketchfusion_plugins.inference.splits import split_seed as choose_split
 
-        split = choose_split(names, data, split_seed)
+        split = choose_split(names, task, data, split_seed)
         about = {"split seed": split} if limit is None else {"split seed": split, "limit": limit}
         identities = {name: identity_of(name, weights, dtype, seed) for name in names}
         rungs: dict[str, Builder] = {}

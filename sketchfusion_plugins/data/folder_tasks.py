@@ -6,6 +6,7 @@ import warnings
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,7 +109,7 @@ def retrieval(
     """Retrieval in classes that training never saw: by class, or of the very photo.
 
     The very photo is searched among those of all these classes, with ``own_category`` among those
-    of the sketch's class.
+    of the sketch's class. A protocol's classes are found on both sides however they are spelt.
     """
     sketches, photos = (_first(pictures, limit) for pictures in load(_folder(source)))
     if by == "instance":
@@ -130,11 +131,23 @@ def retrieval(
                 f"retrieval by {by} needs {2 * fewest} classes, half of them to search in; "
                 f"{_folder(source)} has {len(names)} with photos."
             )
-        seen, unseen = by_concept_split(names, max(HELD_OUT, fewest / len(names)), seed)
+        # By class and of the very photo the same is held out, wherever both can be searched.
+        held_out = (1 if len(names) < 4 else 2) / len(names)
+        seen, unseen = by_concept_split(names, max(HELD_OUT, held_out), seed)
         measures: tuple[str, ...] = ("mAP@all", "P@100")
     else:
         seen, unseen = zero_shot.split_categories(names, protocol)
         measures = PROTOCOLS[protocol]
+        # Photos come from another archive than sketches, and may be spelt otherwise there.
+        spelt = {zero_shot.canonical(name): name for name in names}
+        named = [(spelt.get(zero_shot.canonical(sketch.category)), sketch) for sketch in sketches]
+        sketches = [replace(sketch, category=name) for name, sketch in named if name is not None]
+        lacking = sorted(set(unseen) - {sketch.category for sketch in sketches})
+        if lacking:
+            raise FileNotFoundError(
+                f"{_folder(source)} has photos and no sketch of {', '.join(lacking)}, which "
+                f"{protocol} holds out. Is the data set complete, and spelt alike in both?"
+            )
     if by == "instance":
         measures = PROTOCOLS["fine_grained"]
 
@@ -222,7 +235,11 @@ def psc6k(protocol: Protocol, source: str, size: int, seed: int, limit: int | No
 
 
 def query_segmentation(source: str, size: int, seed: int, limit: int | None) -> TaskData:
-    """Photos with masks; categories are split, since a sketch should find what is new."""
+    """Photos with masks; categories are split, since a sketch should find what is new.
+
+    A photo that holds a held-out category is judged and never trained on, whatever else it holds:
+    else training would see what is to be found, and call it background.
+    """
     folder = _folder(source)
     seen, unseen = by_concept_split(read_classes(folder / "classes.json"), HELD_OUT, seed)
 
@@ -231,8 +248,8 @@ def query_segmentation(source: str, size: int, seed: int, limit: int | None) -> 
         "query_segmentation",
         source,
         size,
-        train=data.only(seen, REPEATS),
-        fit=data.only(seen),
+        train=data.only(seen, REPEATS, without=unseen),
+        fit=data.only(seen, without=unseen),
         test=data.only(unseen),
         categories=tuple(unseen),
         measures=("foreground IoU", "mIoU", "pixel accuracy"),

@@ -94,11 +94,13 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
                 f"{self.root / 'sketches'} has no sketch of {', '.join(lacking)}. {HOW_TO_GET}"
             )
         self.queries: list[tuple[Path, str]] = []
+        self.held: dict[Path, frozenset[str]] = {}
         wanted = dict.fromkeys(self.categories, math.inf if limit is None else limit)
         disable = None if progress else True
         for photo in tqdm(_photos(self.root / "photos"), desc="masks", disable=disable):
             present = set(np.unique(read_mask(self._mask_path(photo), self.values)).tolist())
-            for name in [name for name in wanted if self.values[name] in present]:
+            self.held[photo] = frozenset(n for n, value in self.values.items() if value in present)
+            for name in [name for name in wanted if name in self.held[photo]]:
                 self.queries.append((photo, name))
                 wanted[name] -= 1
             wanted = {name: left for name, left in wanted.items() if left}
@@ -106,15 +108,19 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
                 break
         self._label()
 
-    def only(self, categories: Sequence[str], repeats: int = 1) -> SketchSegmentation:
+    def only(
+        self, categories: Sequence[str], repeats: int = 1, without: Sequence[str] = ()
+    ) -> SketchSegmentation:
         """The photos that hold some of the categories, asked for these; no mask is read anew.
 
         Args:
             categories: Categories of this data set, in the order of the labels.
             repeats: Times that every photo is asked for every category.
+            without: Categories whose photos are left out, whatever else these hold.
 
         Raises:
-            ValueError: Other categories, none, or no photo holds any of them.
+            ValueError: Other categories, none, or no photo holds any of them, or none of these is
+                left.
         """
         if not categories or not set(categories) <= set(self.categories):
             raise ValueError(
@@ -123,7 +129,15 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
         part = copy(self)
         part.categories, part.repeats = label_names((), categories), repeats
         part.sketches = {name: self.sketches[name] for name in part.categories}
-        part.queries = [query for query in self.queries if query[1] in part.sketches]
+        asked = [query for query in self.queries if query[1] in part.sketches]
+        part.queries = [query for query in asked if self.held[query[0]].isdisjoint(without)]
+        if asked and not part.queries:
+            raise ValueError(
+                f"every photo in {self.root / 'photos'} that holds any of "
+                f"{', '.join(part.categories)} holds one of {', '.join(without)} too, which are "
+                "held out. Add photos without these, raise the limit, or hold others out by "
+                "another seed of the split."
+            )
         part._label()
         return part
 

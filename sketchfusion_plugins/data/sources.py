@@ -78,6 +78,15 @@ def load_task_data(
         ModuleNotFoundError: A package is missing.
         ValueError: Unknown task or source, or a source without data for the task.
     """
+    return replace(find_loader(task, source)(source, size, seed, limit), split_seed=seed)
+
+
+def find_loader(task: str, source: str) -> Loader:
+    """What reads a task's data from a source; nothing is read yet.
+
+    Raises:
+        ValueError: Unknown task or source, or a source without data for the task.
+    """
     name, folder = source_name(source), source.partition(":")[2]
     if task not in SOURCES:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(SOURCES)}.")
@@ -92,7 +101,7 @@ def load_task_data(
             f"expected 'openmoji' or a name with its folder, such as 'sketchy:/data/sketchy', got "
             f"{source!r}."
         )
-    return replace(SOURCES[task][name](source, size, seed, limit), split_seed=seed)
+    return SOURCES[task][name]
 
 
 def source_name(source: str) -> str:

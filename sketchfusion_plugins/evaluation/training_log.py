@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ def read_training_log(path: str | Path) -> dict[str, Curve]:
 
     Args:
         path: A work folder of ``sketchfusion train``, ``sketchfusion mm-train`` or any mmengine
-            Runner, whose starts are joined; or a file of JSON lines with a "step" in each, such as
-            those that ``examples/pretrain_tiny`` writes.
+            Runner, where what was resumed is joined to what it goes on from, and a run that began
+            anew hides those before it; or a file of JSON lines with a "step" in each, such as those
+            that ``examples/pretrain_tiny`` writes.
 
     Returns:
         Steps, increasing, and values of every measure. A step that was logged again, as after a
@@ -42,11 +44,21 @@ def read_training_log(path: str | Path) -> dict[str, Curve]:
         )
     found: dict[str, dict[int, float]] = {}
     for file in files:
+        if _begins_anew(file):
+            found.clear()
         for entry in _entries(file):
             for name, value in entry.items():
                 if name not in CLOCKS and isinstance(value, int | float):
                     found.setdefault(name, {})[int(entry["step"])] = float(value)
     return {name: _curve(values) for name, values in found.items()}
+
+
+def _begins_anew(file: Path) -> bool:
+    """Whether the config that mmengine keeps beside a start's log says that it resumed nothing."""
+    config = file.with_name("config.py")
+    if not config.is_file():
+        return False
+    return re.search(r"^resume = True$", config.read_text(encoding="utf-8"), re.M) is None
 
 
 def _entries(file: Path) -> list[dict[str, float]]:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-THRESHOLDS = 64
+# Quantiles of the foreground's similarities, and as many of the background's.
+QUANTILES = 64
 
 
 @dataclass(frozen=True)
@@ -107,19 +108,8 @@ def query_segmentation_scores(
         raise TypeError(
             f"expected predicted pixels as bool, got {predicted.dtype}. Take logits > 0."
         )
-    if predicted.ndim != 3 or masks.shape != predicted.shape:
-        raise ValueError(
-            f"expected predicted pixels and masks [B, H, W], got {list(predicted.shape)} and "
-            f"{list(masks.shape)}."
-        )
     masks = masks.to(predicted.device)
-    foreground, background = masks == 1, masks == 0
-    wrong = masks[~foreground & ~background & (masks != ignore_index)]
-    if len(wrong):
-        raise ValueError(
-            f"expected labels 0, 1 and {ignore_index}, got {int(wrong[0])}. Turn the class that "
-            "is asked for into 1 and the others into 0."
-        )
+    foreground, background = _sides("predicted pixels", predicted, masks, ignore_index)
 
     def count(pixels: Tensor) -> Tensor:
         return pixels.sum((1, 2)).cpu()
@@ -132,24 +122,72 @@ def query_segmentation_scores(
     )
 
 
-def fit_threshold(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Threshold of similarity with the best mean foreground IoU, of `THRESHOLDS` quantiles.
+def fit_threshold(pairs: Sequence[tuple[Tensor, Tensor]], also: Sequence[float] = ()) -> float:
+    """Threshold of similarity with the best mean foreground IoU.
+
+    Those tried lie between quantiles of the foreground's and of the background's similarities:
+    quantiles of all pixels would miss the foreground where little of a photo is.
 
     Args:
         pairs: Similarities and masks, ``[B, H, W]`` each, see `query_segmentation_scores`.
+        also: Thresholds to try beside them.
 
     Raises:
-        ValueError: There are none, shapes do not fit, or a mask holds other labels.
+        ValueError: There are none, shapes do not fit, a mask holds other labels, or no pixel is
+            labelled.
     """
     if not pairs:
         raise ValueError("a threshold is fitted to at least one pair, got none.")
-    similarity = torch.cat([similarity.flatten() for similarity, _ in pairs])
-    candidates = np.quantile(similarity.cpu().numpy(), np.linspace(0, 1, THRESHOLDS + 2)[1:-1])
-    scores = []
-    for threshold in candidates:
-        values = [
-            query_segmentation_scores(similarity > threshold, mask).foreground_iou
-            for similarity, mask in pairs
-        ]
-        scores.append(float(torch.cat(values).mean()))
-    return float(candidates[int(np.argmax(scores))])
+    labelled = []
+    for similarity, masks in pairs:
+        similarity, masks = similarity.float().cpu(), masks.cpu()
+        labelled.append((similarity, *_sides("similarities", similarity, masks, 255)))
+    found = [torch.cat([part[0][part[side]] for part in labelled]).numpy() for side in (1, 2)]
+    steps = np.linspace(0, 1, QUANTILES)
+    values = np.unique([np.quantile(side, steps) for side in found if len(side)])
+    if not len(values):
+        raise ValueError("no pixel is labelled 0 or 1; a threshold is fitted to those that are.")
+    between = (values[:-1] + values[1:]) / 2
+    candidates = np.unique(np.concatenate([values[:1], between, values[-1:], list(also)]))
+    thresholds = torch.from_numpy(candidates).float()
+    scores = torch.cat([_foreground_ious(*part, thresholds) for part in labelled])
+    return float(candidates[int(scores.mean(0).argmax())])
+
+
+def _sides(name: str, values: Tensor, masks: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Foreground and background of masks, bool ``[B, H, W]``, after a check of their labels."""
+    if values.ndim != 3 or masks.shape != values.shape:
+        raise ValueError(
+            f"expected {name} and masks [B, H, W], got {list(values.shape)} and "
+            f"{list(masks.shape)}."
+        )
+    foreground, background = masks == 1, masks == 0
+    wrong = masks[~foreground & ~background & (masks != ignore_index)]
+    if len(wrong):
+        raise ValueError(
+            f"expected labels 0, 1 and {ignore_index}, got {int(wrong[0])}. Turn the class that "
+            "is asked for into 1 and the others into 0."
+        )
+    return foreground, background
+
+
+def _foreground_ious(
+    similarity: Tensor, foreground: Tensor, background: Tensor, thresholds: Tensor
+) -> Tensor:
+    """IoU ``[labelled queries, T]`` of the foreground at every threshold, increasing ``[T]``.
+
+    One pass over the pixels, whatever the number of thresholds.
+    """
+    queries, width = len(similarity), len(thresholds) + 1
+    # How many thresholds a pixel exceeds, beside those of the queries before.
+    exceeded = torch.bucketize(similarity, thresholds)
+    exceeded += width * torch.arange(queries)[:, None, None]
+
+    def above(side: Tensor) -> Tensor:
+        counts = exceeded[side].bincount(minlength=queries * width).view(queries, width)
+        return counts.flip(1).cumsum(1).flip(1)
+
+    right, wrong = above(foreground), above(background)
+    union = (right[:, :1] + wrong)[:, 1:]
+    iou = torch.where(union > 0, right[:, 1:].double() / union, 1.0)
+    return iou[right[:, 0] + wrong[:, 0] > 0]

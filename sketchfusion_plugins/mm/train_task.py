@@ -134,7 +134,8 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
         )
     if data is None:
         begun = [config.encoder.adapters] if config.encoder.get("adapters") else []
-        config.data.seed = split_seed(begun, config.data.source, config.data.get("seed"))
+        asked = config.data.get("seed")
+        config.data.seed = split_seed(begun, config.task.name, config.data.source, asked)
     start, resume = find_start(config)
     wrapper = _join_processes(config)
     seed = config.randomness.seed

@@ -65,7 +65,7 @@ class QuerySegmentation(Task):
         """Put the threshold where the foreground's IoU is best, as for features without a head.
 
         Cross entropy puts it where a pixel is foreground more often than not, and where little of a
-        photo is, that is nearly nowhere.
+        photo is, that is nearly nowhere. The present one is tried too.
         """
         mode = self.training
         self.eval()
@@ -74,7 +74,7 @@ class QuerySegmentation(Task):
             (self(batch["sketch"], batch["photo"]) / scale + threshold, labelled_mask(batch))
             for batch in batches
         ]
-        threshold.fill_(fit_threshold(pairs))
+        threshold.fill_(fit_threshold(pairs, also=[float(threshold)]))
         self.train(mode)
         return True
 

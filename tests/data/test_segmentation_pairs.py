@@ -99,6 +99,10 @@ def test_a_part_is_what_its_categories_alone_would_be(root: Path) -> None:
     assert len(part) == len(alone) == 6 and part.labels.tolist() == alone.labels.tolist()
     assert [part[i]["key"] for i in range(6)] == [alone[i]["key"] for i in range(6)]
     assert len(whole) == 3
+    # The other dog is with a cat.
+    assert [query[0].stem for query in whole.only(["dog"], without=["cat"]).queries] == ["alone"]
+    with pytest.raises(ValueError, match="holds any of cat holds one of dog too, which are held"):
+        whole.only(["cat"], without=["dog"])
     with pytest.raises(ValueError, match="holds any of owl"):
         whole.only(["owl"])
     for wrong in (["cow"], []):

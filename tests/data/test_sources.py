@@ -118,20 +118,31 @@ def write_paired(root: Path) -> None:
         picture(root / "sketches" / name / "of nothing.png")
 
 
+ANIMALS = ("cat", "dog", "owl", "pig")
+
+
 def write_segmentation(root: Path) -> None:
-    names = ("cat", "dog", "owl", "pig")
-    (root / "classes.json").write_text(json.dumps({n: i + 1 for i, n in enumerate(names)}))
-    (root / "masks").mkdir()
-    for number in range(4):
-        picture(root / "photos" / f"{number}.jpg")
-        mask = np.zeros((40, 40), np.uint8)
-        for value, (row, column) in enumerate(((0, 0), (0, 20), (20, 0), (20, 20)), 1):
-            mask[row : row + 15, column : column + 15] = value
-        mask[38:] = 255
-        Image.fromarray(mask).save(root / "masks" / f"{number}.png")
-    for name in names:
+    """Every animal alone, in pairs of neighbours, and all of them."""
+    (root / "classes.json").write_text(json.dumps({n: i + 1 for i, n in enumerate(ANIMALS)}))
+    pairs = (ANIMALS[i : i + 2] for i in range(3))
+    for shown in (*((name,) for name in ANIMALS), *pairs, ANIMALS):
+        write_photo(root, *shown)
+    for name in ANIMALS:
         for number in range(2):
             picture(root / "sketches" / name / f"{number}.png")
+
+
+def write_photo(root: Path, *shown: str) -> None:
+    """A photo of animals, each in its corner."""
+    name = f"{len(shown)}-{'-'.join(shown)}"
+    picture(root / "photos" / f"{name}.jpg")
+    mask = np.zeros((40, 40), np.uint8)
+    for value, (row, column) in enumerate(((0, 0), (0, 20), (20, 0), (20, 20)), 1):
+        if ANIMALS[value - 1] in shown:
+            mask[row : row + 15, column : column + 15] = value
+    mask[38:] = 255
+    (root / "masks").mkdir(exist_ok=True)
+    Image.fromarray(mask).save(root / "masks" / f"{name}.png")
 
 
 def write_psc6k(root: Path) -> None:
@@ -305,7 +316,7 @@ def test_the_rows_held_out_are_those_of_splitmix64() -> None:
     ("task", "source", "module", "reader", "files"),
     [
         ("recognition", "quickdraw", "quickdraw_sources", "_starts", 3),
-        ("query_segmentation", "folders", "segmentation_pairs", "read_mask", 4),
+        ("query_segmentation", "folders", "segmentation_pairs", "read_mask", 8),
     ],
 )
 def test_loading_reads_every_file_once(
@@ -352,6 +363,21 @@ def test_retrieval_searches_classes_that_training_never_saw(
         assert data.own_category == name.endswith("-category")
 
 
+@pytest.mark.parametrize("count", [4, 5, 6, 12])
+def test_paired_folders_hold_out_alike_by_class_and_of_the_photo(
+    tmp_path: Path, count: int
+) -> None:
+    for side in ("sketches", "photos"):
+        for number in range(count):
+            picture(tmp_path / side / f"class {number}" / "1.png")
+    for seed in range(3):
+        held_out = [
+            load_task_data("retrieval", f"{name}:{tmp_path}", SIZE, seed).categories
+            for name in ("paired", "paired-fine")
+        ]
+        assert held_out[0] == held_out[1] and len(held_out[0]) >= 2
+
+
 @pytest.mark.parametrize("task", ["retrieval", "query_segmentation", "correspondence"])
 def test_openmoji_holds_out_families(load: Callable[[str, str], TaskData], task: str) -> None:
     data = load(task, "openmoji")
@@ -370,8 +396,38 @@ def test_segmentation_asks_for_new_categories(load: Callable[[str, str], TaskDat
     data = load("query_segmentation", "folders")
     assert set(data.categories) == set(data.test.categories)
     assert not set(data.test.categories) & set(data.train.categories)
-    assert {*data.test.categories, *data.train.categories} == {"cat", "dog", "owl", "pig"}
+    assert {*data.test.categories, *data.train.categories} == set(ANIMALS)
     assert len(data.train) == 64 * len(data.fit)
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_photos_of_held_out_categories_are_judged_alone(
+    source_of: Callable[[str], str], limit: int | None
+) -> None:
+    for seed in range(4):
+        data = load_task_data("query_segmentation", source_of("folders"), SIZE, seed, limit)
+
+        def photos(part: Any) -> set[str]:
+            return {key.split(".jpg")[0] for key in keys(part)}
+
+        (new,) = data.categories
+        judged, trained = photos(data.test), photos(data.fit)
+        assert judged and all(new in photo for photo in judged)
+        assert trained and not any(new in photo for photo in trained)
+        assert photos(data.train) == trained
+        if limit is None:
+            # Alone, with its neighbours, and among all; what is seen alone, and in pairs.
+            assert len(judged) + len(trained) == 8
+
+
+def test_photos_that_all_hold_what_is_held_out_are_refused(tmp_path: Path) -> None:
+    write_photo(tmp_path, *ANIMALS)
+    (tmp_path / "classes.json").write_text(json.dumps({n: i + 1 for i, n in enumerate(ANIMALS)}))
+    for name in ANIMALS:
+        picture(tmp_path / "sketches" / name / "1.png")
+    message = r"every photo in .*photos that holds any of .* too, which are held out\. Add photos"
+    with pytest.raises(ValueError, match=message):
+        load_task_data("query_segmentation", f"folders:{tmp_path}", SIZE)
 
 
 def test_psc6k_splits_as_its_protocols_say(load: Callable[[str, str], TaskData]) -> None:
@@ -512,6 +568,31 @@ def test_retrieval_without_photos_says_where_they_go(tmp_path: Path) -> None:
     picture(tmp_path / "png" / "cat" / "1.png")
     with pytest.raises(FileNotFoundError, match=r"no photos to search\. Put .* 'extended'"):
         load_task_data("retrieval", f"tuberlin:{tmp_path}", SIZE)
+
+
+def test_classes_meet_however_both_sides_spell_them(
+    source_of: Callable[[str], str], tmp_path: Path
+) -> None:
+    alike = load_task_data("retrieval", source_of("quickdraw-extended"), SIZE)
+    write_quickdraw_extended(tmp_path)
+    for folder in list((tmp_path / "QuickDraw_images_final").iterdir()):
+        folder.rename(folder.with_name(folder.name.replace("_", " ").title()))
+    data = load_task_data("retrieval", f"quickdraw-extended:{tmp_path}", SIZE)
+    assert data.categories != alike.categories
+    assert len(data.test) == len(alike.test) == 60
+    assert len(data.fit) == len(alike.fit) == 6
+    assert [Path(key).parent.name for key in data.test.keys] == [
+        Path(key).parent.name for key in alike.test.keys
+    ]
+    for part in (data.test, data.gallery):
+        assert {p.category for p in part.pictures} == set(data.categories)
+
+
+def test_held_out_classes_without_sketches_are_named(tmp_path: Path) -> None:
+    write_quickdraw_extended(tmp_path)
+    (tmp_path / "QuickDraw_sketches_final" / "bat").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="no sketch of bat, which quickdraw_30 holds out"):
+        load_task_data("retrieval", f"quickdraw-extended:{tmp_path}", SIZE)
 
 
 def test_incomplete_classes_are_named(tmp_path: Path) -> None:

@@ -45,6 +45,22 @@ def test_a_trainers_own_log_is_the_one_that_is_read(tmp_path: Path) -> None:
     }
 
 
+def test_a_run_that_began_anew_hides_those_before_it(tmp_path: Path) -> None:
+    backend = pytest.importorskip("mmengine.visualization").LocalVisBackend
+    config = pytest.importorskip("mmengine.config").Config
+    # A run and its resume, then a shorter one in the same folder, and the resume of that.
+    starts = ((False, (1, 2, 3)), (True, (3, 4)), (False, (2, 3)), (True, (3,)))
+    known = [[1, 2, 3], [1, 2, 3, 4], [2, 3], [2, 3]]
+    for number, ((resume, steps), expected) in enumerate(zip(starts, known, strict=True)):
+        log = backend(save_dir=str(tmp_path / f"20261123_09000{number}" / "vis_data"))
+        log.add_config(config({"work_dir": "runs", "resume": resume}))
+        for step in steps:
+            log.add_scalars({"loss": float(number)}, step=step)
+        curves = read_training_log(tmp_path)
+        assert curves["loss"][0].tolist() == expected
+    assert curves["loss"][1].tolist() == [2.0, 3.0]
+
+
 def test_json_lines_without_their_half_written_end(tmp_path: Path) -> None:
     path = _write(
         tmp_path / "unet.jsonl",

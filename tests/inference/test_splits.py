@@ -14,43 +14,99 @@ from sketchfusion_plugins.tasks.load import build_task
 
 
 @pytest.fixture
-def trained(build: Any, tmp_path: Path) -> Callable[[str, int], str]:
+def trained(build: Any, tmp_path: Path) -> Callable[..., str]:
     """Folder of a task that was trained on a split."""
 
-    def save(source: str, seed: int) -> str:
-        task = build_task("retrieval", build())
+    def save(source: str, seed: int, name: str = "retrieval") -> str:
+        settings = {"classes": ("cat", "dog")} if name == "recognition" else {}
+        task = build_task(name, build(), **settings)
         task.split = Split(source, seed)
-        task.save_pretrained(tmp_path / f"{source}-{seed}")
-        return str(tmp_path / f"{source}-{seed}")
+        task.save_pretrained(tmp_path / f"{name}-{source}-{seed}")
+        return str(tmp_path / f"{name}-{source}-{seed}")
 
     return save
 
 
-def test_what_was_trained_on_is_the_default(trained: Callable[[str, int], str]) -> None:
+def test_what_was_trained_on_is_the_default(trained: Callable[..., str]) -> None:
     model = trained("paired", 4)
     for source in ("paired:mine", "paired:/elsewhere/mine", "paired-fine:mine"):
-        assert split_seed([model], source) == split_seed(["hog", model, "tiny"], source) == 4
-        assert split_seed([model], source, 4) == 4
-    assert split_seed([model], "sketchy:mine") == 0
-    assert split_seed([model], "sketchy:mine", 7) == 7
-    assert split_seed(["hog", "tiny", "timm:resnet18"], "paired:mine") == 0
+        for models in ([model], ["hog", model, "tiny"]):
+            assert split_seed(models, "retrieval", source) == 4
+        assert split_seed([model], "retrieval", source, 4) == 4
+    assert split_seed([model], "retrieval", "sketchy:mine") == 0
+    assert split_seed([model], "retrieval", "sketchy:mine", 7) == 7
+    assert split_seed(["hog", "tiny", "timm:resnet18"], "retrieval", "paired:mine") == 0
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "judged_on"),
+    [
+        ("retrieval sketchy", "retrieval sketchy-fine"),
+        ("retrieval sketchy-fine-category", "retrieval sketchy"),
+        ("retrieval sketchy-25", "retrieval sketchy-25"),
+        ("correspondence psc6k", "correspondence psc6k"),
+        ("recognition tuberlin", "recognition tuberlin"),
+        ("recognition openmoji", "retrieval openmoji"),
+        ("retrieval openmoji", "query_segmentation openmoji"),
+        # Other data are not held against it.
+        ("recognition tuberlin", "retrieval sketchy"),
+    ],
+)
+def test_sources_that_hold_out_alike_follow_one_another(
+    trained: Callable[..., str], trained_on: str, judged_on: str
+) -> None:
+    (name, source), (task, asked) = trained_on.split(), judged_on.split()
+    model = trained(source, 0, name)
+    assert split_seed([model], task, asked if asked == "openmoji" else f"{asked}:mine") == 0
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "judged_on"),
+    [
+        ("retrieval sketchy-25", "retrieval sketchy"),
+        ("retrieval sketchy", "retrieval sketchy-25"),
+        ("retrieval sketchy-25", "retrieval sketchy-fine"),
+        ("recognition sketchy", "retrieval sketchy"),
+        ("recognition tuberlin", "retrieval tuberlin"),
+        ("retrieval tuberlin", "recognition tuberlin"),
+        ("recognition quickdraw", "retrieval quickdraw-extended"),
+        ("correspondence psc6k", "correspondence psc6k-pscnet"),
+    ],
+)
+def test_what_was_trained_on_is_not_judged(
+    trained: Callable[..., str], trained_on: str, judged_on: str
+) -> None:
+    (name, source), (task, asked) = trained_on.split(), judged_on.split()
+    model = trained(source, 0, name)
+    message = (
+        f"on part of what {task} of {asked} holds out: {model} on {name} of {source}. Expected "
+        f"models of .*{task} of {asked}.*, or of other data. Name such models, or train one anew"
+    )
+    for seed in (None, 0):
+        with pytest.raises(ValueError, match=message):
+            split_seed(["hog", model], task, f"{asked}:mine", seed)
+
+
+def test_sources_without_data_for_the_task_are_told_as_such(trained: Callable[..., str]) -> None:
+    with pytest.raises(ValueError, match="recognition has no data source 'paired'"):
+        split_seed([trained("paired", 4)], "recognition", "paired:mine")
 
 
 @pytest.mark.parametrize("source", ["paired:mine", "paired-fine:mine"])
 def test_another_split_of_the_same_data_is_refused(
-    trained: Callable[[str, int], str], source: str
+    trained: Callable[..., str], source: str
 ) -> None:
     model = trained("paired", 4)
     expected = f"{model} on that of seed 4.*Leave --split-seed out"
     with pytest.raises(ValueError, match=f"another split than that of seed 0 .*{expected}"):
-        split_seed([model], source, 0)
+        split_seed([model], "retrieval", source, 0)
     with pytest.raises(ValueError, match="trained on different splits of paired"):
-        split_seed([model, trained("paired", 5)], "paired:mine")
+        split_seed([model, trained("paired", 5)], "retrieval", "paired:mine")
 
 
 def test_checkpoints_without_a_split_take_any(build: Any, tmp_path: Path) -> None:
     build().save_pretrained(tmp_path / "encoder")
     build_task("retrieval", build()).save_pretrained(tmp_path / "task")
     models = [str(tmp_path / "encoder"), str(tmp_path / "task"), "sketchfusion/tiny"]
-    assert split_seed(models, "paired:mine") == 0
-    assert split_seed(models, "paired:mine", 2) == 2
+    assert split_seed(models, "retrieval", "paired:mine") == 0
+    assert split_seed(models, "retrieval", "paired:mine", 2) == 2

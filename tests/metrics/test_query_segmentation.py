@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, jaccard_score
@@ -112,26 +112,66 @@ def test_wrong_input() -> None:
         query_segmentation_scores(masks.bool(), masks + 2)
 
 
+def mean_iou_of(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]], threshold: float) -> float:
+    """What a threshold is chosen by, counted one at a time."""
+    scores = [query_segmentation_scores(values > threshold, mask) for values, mask in pairs]
+    return float(torch.cat([score.foreground_iou for score in scores]).mean())
+
+
 def test_threshold_has_the_best_mean_iou_of_labelled_pixels() -> None:
     similarity = torch.linspace(-1, 1, 101).reshape(1, 1, 101)
     mask = (similarity > 0.4).long()
     threshold = fit_threshold([(similarity, mask)])
-    # 64 quantiles lie 2 / 65 apart.
     assert abs(threshold - 0.4) < 2 / 65
     # What is not labelled has no say.
     ignored = torch.where(similarity < 0.7, 255, (similarity > 0.8).long())
     assert 0.75 < fit_threshold([(similarity, ignored)]) < 0.83
     # Two pictures disagree: the larger gain wins.
-    other = (similarity > -0.4).long()
-    scores = {}
-    both = np.tile(similarity.numpy().ravel(), 2)
-    for candidate in np.quantile(both, np.linspace(0, 1, 66)[1:-1]):
-        found = similarity > candidate
-        scores[float(candidate)] = sum(
-            float((found & (m == 1)).sum() / (found | (m == 1)).sum()) for m in (mask, other)
-        )
-    best = max(scores, key=lambda candidate: scores[candidate])
-    assert fit_threshold([(similarity, mask), (similarity, other)]) == pytest.approx(best)
+    both = [(similarity, mask), (similarity, (similarity > -0.4).long())]
+    best = max(mean_iou_of(both, float(value)) for value in similarity.flatten())
+    assert mean_iou_of(both, fit_threshold(both)) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("share", [0.0005, 0.0088, 0.3, 0.999])
+def test_an_object_is_found_however_little_of_a_photo_it_is(share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(8, 128, 128, generator=generator) < share).long()
+    similarity = 0.1 * torch.rand(8, 128, 128, generator=generator) + 0.2 * masks
+    # Half of every picture is ignored, and looks like what is asked for.
+    similarity[:, :64], masks[:, :64] = 0.9, 255
+    pairs = [(similarity[:5], masks[:5]), (similarity[5:], masks[5:])]
+    assert mean_iou_of(pairs, fit_threshold(pairs)) == 1
+
+
+def test_what_overlaps_is_parted_nearly_as_well_as_by_any_threshold() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(6, 40, 40, generator=generator) < 0.05).long()
+    similarity = torch.randn(6, 40, 40, generator=generator) + 2.5 * masks
+    masks[torch.rand(6, 40, 40, generator=generator) < 0.1] = 255
+    masks[5] = 255
+    pairs = [(similarity, masks)]
+    best = max(mean_iou_of(pairs, float(value)) for value in similarity.flatten()[::7])
+    assert mean_iou_of(pairs, fit_threshold(pairs)) > best - 0.01
+
+
+def test_a_threshold_that_is_given_wins_where_it_is_better() -> None:
+    mask = torch.ones(1, 2, 3, dtype=torch.long)
+    similarity = torch.linspace(0.2, 0.7, 6).reshape(1, 2, 3)
+    pairs = [(similarity, mask)]
+    # All is foreground, which no threshold among the similarities finds.
+    assert mean_iou_of(pairs, fit_threshold(pairs)) < 1
+    assert fit_threshold(pairs, also=[0.1]) == 0.1
+    assert fit_threshold([(similarity, (similarity > 0.45).long())], also=[0.1]) > 0.4
+
+
+def test_threshold_of_wrong_masks_is_refused() -> None:
+    similarity, masks = torch.rand(1, 3, 5), torch.zeros(1, 3, 5, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"similarities and masks \[B, H, W\], got \[1, 3, 4\]"):
+        fit_threshold([(similarity[..., :4], masks)])
+    with pytest.raises(ValueError, match=r"labels 0, 1 and 255, got 2"):
+        fit_threshold([(similarity, masks), (similarity, masks + 2)])
+    with pytest.raises(ValueError, match=r"no pixel is labelled 0 or 1"):
+        fit_threshold([(similarity, masks + 255)])
 
 
 def test_threshold_of_nothing_is_refused() -> None:

@@ -168,6 +168,17 @@ def test_query_segmentation_fits_its_threshold_to_its_present_features(
             torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
+def test_query_segmentation_keeps_a_threshold_that_is_better_than_those_it_tries(
+    make: Callable[..., Any], batch: dict[str, Any]
+) -> None:
+    task = make("query_segmentation", settings={"pooling": "ink"})
+    with torch.no_grad():
+        task.head.threshold.fill_(-1.5)
+    # All is asked for: whatever a threshold among the similarities misses is missed.
+    assert task.fit_head([{**batch, "mask": torch.ones_like(batch["mask"])}])
+    assert task.head.threshold.item() == -1.5
+
+
 @pytest.mark.parametrize("name", ["retrieval", "correspondence"])
 def test_other_heads_have_nothing_to_fit(make: Callable[..., Any], name: str) -> None:
     def unread() -> Any:
