@@ -21,12 +21,14 @@ from sketchfusion_plugins.mm.backbone import SketchFusion  # noqa: E402
 from sketchfusion_plugins.mm.metrics import StrokeMetric  # noqa: E402
 from sketchfusion_plugins.mm.necks import AdaptiveAggregationNeck, AdaptivePyramidNeck  # noqa: E402
 from sketchfusion_plugins.mm.optimizers import AdapterOptimWrapperConstructor  # noqa: E402
+from sketchfusion_plugins.mm.pictures import PictureBackend  # noqa: E402
 from sketchfusion_plugins.mm.tasks import SaveAdaptersHook, TaskEvaluationLoop  # noqa: E402
 
 __all__ = [
     "AdapterOptimWrapperConstructor",
     "AdaptiveAggregationNeck",
     "AdaptivePyramidNeck",
+    "PictureBackend",
     "SaveAdaptersHook",
     "SketchFusion",
     "StrokeMetric",
@@ -41,8 +43,9 @@ if find_spec("mmseg") is not None:
         RenderStrokes,
         SPGStrokesDataset,
     )
+    from sketchfusion_plugins.mm.tta import AveragedTTAModel
 
-    __all__ += ["LinearHead", "SketchParts"]
+    __all__ += ["AveragedTTAModel", "LinearHead", "SketchParts"]
     __all__ += [
         "RenderStrokes",
         "RenderedVisualizationHook",

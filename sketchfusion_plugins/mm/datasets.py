@@ -28,7 +28,7 @@ class SketchParts(BaseSegDataset):  # type: ignore[misc]
     Raises:
         FileNotFoundError: A folder or ``meta.json`` is missing, or there are no images.
         ValueError: ``meta.json`` names another number of classes. Reading a sample: its mask holds
-            a label that is no class.
+            a label that is no class, or has another size than the picture.
     """
 
     def __init__(
@@ -69,12 +69,24 @@ class SketchParts(BaseSegDataset):  # type: ignore[misc]
         return pairs
 
     def prepare_data(self, idx: int) -> Any:
-        """One sample."""
+        """One sample, or its views under test-time augmentation."""
         data = super().prepare_data(idx)
-        sample = data.get("data_samples") if isinstance(data, dict) else None
-        if sample is None or "gt_sem_seg" not in sample:
-            return data
+        samples = data.get("data_samples") if isinstance(data, dict) else None
+        for sample in samples if isinstance(samples, list) else [samples]:
+            if sample is not None and "gt_sem_seg" in sample:
+                self._check(sample)
+        return data
+
+    def _check(self, sample: Any) -> None:
         labels = sample.gt_sem_seg.data
+        # Of the picture as the model gets it, or where masks are read after resizing, as it was.
+        sizes = [sample.get(key) for key in ("img_shape", "ori_shape")]
+        if not any(size is None or tuple(size[:2]) == tuple(labels.shape[-2:]) for size in sizes):
+            height, width = sample.ori_shape[:2]
+            raise ValueError(
+                f"{sample.seg_map_path} does not fit {sample.img_path}, which has {width} x "
+                f"{height} px (after its EXIF rotation). Masks are as large as their pictures."
+            )
         count = len(self.metainfo["classes"])
         wrong = labels[(labels >= count) & (labels != self.ignore_index)]
         if len(wrong):
@@ -83,4 +95,3 @@ class SketchParts(BaseSegDataset):  # type: ignore[misc]
                 f"or {self.ignore_index} for pixels to ignore. Masks are one byte per pixel, "
                 "without colour."
             )
-        return data

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sketchfusion_plugins.adapter_file import CheckpointError
-from sketchfusion_plugins.checkpoint import find_encoder, fingerprint
+from sketchfusion_plugins.checkpoint import find_encoder, fingerprint, sample_foundations
+from sketchfusion_plugins.encoder import SketchFusionEncoder
 
 FINGERPRINT = "foundation_fingerprint"
 
@@ -19,11 +20,13 @@ class FrozenFoundations:
 
     Frozen foundations are no part of its state dict and are shared by its copies. A state dict
     remembers which foundations it was trained on, and refuses to load onto others; one that holds
-    foundations (`full_state_dict`) replaces those that are there.
+    foundations (`full_state_dict`, or that of a module whose foundations train) replaces those that
+    are there.
     """
 
     _loading_prefix: str
     _loading_foundations: bool
+    _loading_fingerprint: bool
 
     def hide_foundations(self: Any) -> None:
         """To be called once the encoder is there."""
@@ -32,8 +35,7 @@ class FrozenFoundations:
         if not encoder.config.freeze_foundations:
             return
         if not any(parameter.is_meta for parameter in encoder.parameters()):
-            digest = bytes.fromhex(fingerprint(encoder))
-            self.register_buffer(FINGERPRINT, torch.tensor(list(digest), dtype=torch.uint8))
+            self.register_buffer(FINGERPRINT, _fingerprint(encoder))
         self.register_state_dict_post_hook(_drop_foundations)
         self.register_load_state_dict_post_hook(_finish_loading)
 
@@ -76,6 +78,7 @@ def _begin_loading(module: Any, state: dict[str, Tensor], prefix: str, *_: Any) 
     frozen = _foundation_prefixes(module, prefix)
     module._loading_foundations = any(name.startswith(frozen) for name in state)
     saved, own = state.get(prefix + FINGERPRINT), getattr(module, FINGERPRINT, None)
+    module._loading_fingerprint = saved is not None
     if saved is None or own is None or torch.equal(saved.cpu(), own.cpu()):
         return
     if module._loading_foundations:
@@ -99,10 +102,22 @@ def _finish_loading(module: Any, incompatible: Any) -> None:
     own = getattr(module, FINGERPRINT, None)
     if lost or own is None:
         return
-    found = fingerprint(find_encoder(module)[1])
+    encoder = find_encoder(module)[1]
+    if not module._loading_fingerprint:
+        # They come from where foundations train, which are what they are: from now on these.
+        encoder.holds_trained_foundations = True
+        encoder.foundation_samples = sample_foundations(encoder)
+        own.copy_(_fingerprint(encoder))
+        missing.remove(module._loading_prefix + FINGERPRINT)
+        return
+    found = fingerprint(encoder)
     if bytes(own.tolist()).hex() != found:
         raise CheckpointError(
             f"this checkpoint holds foundations with fingerprint {found}, expected "
             f"{bytes(own.tolist()).hex()}, which it was trained on. It is damaged or was put "
             "together from two files; export it again."
         )
+
+
+def _fingerprint(encoder: SketchFusionEncoder) -> Tensor:
+    return torch.tensor(list(bytes.fromhex(fingerprint(encoder))), dtype=torch.uint8)

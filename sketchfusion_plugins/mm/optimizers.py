@@ -26,13 +26,22 @@ class AdapterOptimWrapperConstructor(DefaultOptimWrapperConstructor):  # type: i
     paramwise_cfg: dict[str, Any]
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
-        """Build the optimiser wrapper of a model."""
+        """Build the optimiser wrapper of a model.
+
+        Raises:
+            ValueError: ``layer_decay_rate`` is not in (0, 1], or has no ``lr`` to be a share of.
+        """
         model = getattr(model, "module", model)
         options = dict(self.paramwise_cfg or {})
         self.decay_rate = options.pop("layer_decay_rate", 1.0)
         if not 0 < self.decay_rate <= 1:
             raise ValueError(f"layer_decay_rate must be in (0, 1], got {self.decay_rate}.")
-        self.depths = _depths(model)
+        if self.decay_rate < 1 and self.base_lr is None:
+            raise ValueError(
+                f"layer_decay_rate={self.decay_rate} needs the optimiser's lr, which it is a share "
+                "of: give one, such as optimizer=dict(type='AdamW', lr=1e-3)."
+            )
+        self.depths = _depths(model) if self.decay_rate < 1 else {}
         # Without any option mmengine takes model.parameters(), frozen ones too.
         self.paramwise_cfg = options or {"bypass_duplicate": False}
         return super().__call__(model)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import mmcv
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
@@ -143,7 +144,7 @@ class RenderStrokes(BaseTransform):  # type: ignore[misc]
 class RenderedVisualizationHook(SegVisualizationHook):  # type: ignore[misc]
     """mmseg's hook for samples without a picture file, such as ``test.py --show-dir`` needs.
 
-    It shows what the model was given, not what ``img_path`` names.
+    It shows what the model was given, at its original size, not what ``img_path`` names.
     """
 
     def after_val_iter(
@@ -152,25 +153,37 @@ class RenderedVisualizationHook(SegVisualizationHook):  # type: ignore[misc]
         """Show the first sample of a batch, every ``interval`` batches."""
         step = runner.iter + batch_idx
         if self.draw and step % self.interval == 0:
-            self._show("val", data_batch["inputs"][0], outputs[0], step)
+            self._show("val", _pictures(data_batch)[0], outputs[0], step)
 
     def after_test_iter(
         self, runner: Any, batch_idx: int, data_batch: dict[str, Any], outputs: Sequence[Any]
     ) -> None:
         """Show every sample."""
-        for pixels, sample in zip(data_batch["inputs"], outputs, strict=True):
+        if not self.draw:
+            return
+        for pixels, sample in zip(_pictures(data_batch), outputs, strict=True):
             # OpenMMLab's own hook does not count.
             self._test_index = getattr(self, "_test_index", 0) + 1
-            if self.draw:
-                self._show("test", pixels, sample, self._test_index)
+            self._show("test", pixels, sample, self._test_index)
 
     def _show(self, stage: str, pixels: torch.Tensor, sample: Any, step: int) -> None:
+        # Inputs are BGR; OpenCV draws on contiguous rows only.
+        image = pixels.flip(0).permute(1, 2, 0).contiguous().cpu().numpy()
+        height, width = sample.ori_shape[:2]
+        if image.shape[:2] != (height, width):
+            # Predictions and labels are of the size before the pipeline's.
+            image = mmcv.imresize(image, (width, height))
         self._visualizer.add_datasample(
             f"{stage}_{Path(sample.img_path).name}",
-            # Inputs are BGR; OpenCV draws on contiguous rows only.
-            pixels.flip(0).permute(1, 2, 0).contiguous().cpu().numpy(),
+            image,
             data_sample=sample,
             show=self.show,
             wait_time=self.wait_time,
             step=step,
         )
+
+
+def _pictures(data_batch: Mapping[str, Any]) -> Sequence[torch.Tensor]:
+    """Inputs by sample; of test-time augmentation, which has them by view, the first view's."""
+    inputs: Sequence[Any] = data_batch["inputs"]
+    return inputs if isinstance(inputs[0], torch.Tensor) else inputs[0]

@@ -202,6 +202,7 @@ def run_tool(
 ) -> Callable[..., str]:
     """Run one of mmseg's own scripts, unmodified, on data in a folder; returns its log."""
     import mmseg
+    from mmengine.visualization import Visualizer
     from mmseg.visualization import SegLocalVisualizer
 
     tools = Path(mmseg.__file__).parent / ".mim" / "tools"
@@ -215,8 +216,9 @@ def run_tool(
         command += ["--cfg-options", *(f"{key}={value}" for key, value in options.items())]
         monkeypatch.setattr(sys, "argv", command)
         monkeypatch.setenv("LOCAL_RANK", "0")
-        # A process has one visualiser, which keeps the folder it was made for.
+        # Visualisers keep the folder they were made for, and hooks take the one made last.
         SegLocalVisualizer._instance_dict.clear()
+        Visualizer._instance_dict.clear()
         capfd.readouterr()
         runpy.run_path(str(tools / tool), run_name="__main__")
         return "".join(capfd.readouterr())

@@ -159,10 +159,10 @@ def test_checkpoint_of_other_foundations_is_refused(backbone: SketchFusion) -> N
         load_checkpoint_state(other, backbone.state_dict())
 
 
-def load_checkpoint_state(module: nn.Module, state: Any) -> None:
+def load_checkpoint_state(module: nn.Module, state: Any, strict: bool = False) -> None:
     from mmengine.runner.checkpoint import load_state_dict
 
-    load_state_dict(module, state)
+    load_state_dict(module, state, strict=strict)
 
 
 def test_precision_of_the_trunk_does_not_matter_to_a_checkpoint(config: Any) -> None:
@@ -275,6 +275,39 @@ def test_trained_foundations_stay_with_what_is_trained_on_them(
     assert again.encoder.config.freeze_foundations
     for level, other in zip(again(sketches(1)), built(sketches(1)), strict=True):
         torch.testing.assert_close(level, other, atol=0, rtol=0)
+
+
+def test_checkpoint_of_trained_foundations_loads_where_they_are_frozen(
+    config: Any, sketches: Any, tmp_path: Path, randomize: Any
+) -> None:
+    tuned = SketchFusion(config=config.to_dict(), freeze_foundations=False)
+    randomize(tuned.encoder)
+    with torch.no_grad():
+        for parameter in tuned.encoder.diffusion.parameters():
+            parameter *= 1.1
+    full = tuned.state_dict()
+    untouched = SketchFusion(config=config.to_dict())
+    for load in (nn.Module.load_state_dict, load_checkpoint_state):
+        built = SketchFusion(config=config.to_dict())
+        load(built, full, strict=True)
+        for level, other in zip(built(sketches(1)), tuned(sketches(1)), strict=True):
+            torch.testing.assert_close(level, other)
+        # What is trained on these foundations fits them alone.
+        small = built.state_dict()
+        assert not any(".diffusion." in name for name in small)
+        with pytest.raises(CheckpointError, match="trained on other foundations"):
+            untouched.load_state_dict(small)
+    tuned.encoder.save_pretrained(tmp_path / "tuned")
+    built.encoder.save_pretrained(tmp_path / "frozen")
+    for folder in ("tuned", "frozen"):
+        again = SketchFusion(adapters=str(tmp_path / folder), freeze_foundations=True)
+        load_checkpoint_state(again, small, strict=True)
+        for level, other in zip(again(sketches(1)), tuned(sketches(1)), strict=True):
+            torch.testing.assert_close(level, other)
+    lost = next(name for name in full if name.endswith("conv_in.weight"))
+    partial = {name: value for name, value in full.items() if name != lost}
+    missing = untouched.load_state_dict(partial, strict=False).missing_keys
+    assert set(missing) == {lost, "foundation_fingerprint"}
 
 
 def test_pretrained_init_cfg(segmentor_config: Any, config: Any, tmp_path: Path) -> None:

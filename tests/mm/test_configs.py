@@ -14,9 +14,10 @@ pytest.importorskip("mmseg")
 
 import torch
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import init_default_scope
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmseg.registry import MODELS
+from torch import nn
 from typer.testing import CliRunner
 
 from sketchfusion_plugins.cli import app
@@ -72,6 +73,39 @@ def segmentor_inputs() -> dict[str, Any]:
     return {"inputs": [pixels] * 2, "data_samples": [sample] * 2}
 
 
+def build_rates(config: Config, wrapper: Any) -> list[Any]:
+    return [
+        PARAM_SCHEDULERS.build({**scheduler, "optimizer": wrapper})
+        for scheduler in config.param_scheduler
+    ]
+
+
+def step_together(rates: list[Any]) -> None:
+    for scheduler in rates:
+        scheduler.step()
+
+
+@pytest.mark.parametrize("path", (FOLDER / "_base_/schedules").glob("*.py"), ids=lambda p: p.stem)
+def test_a_rate_of_zero_stays_zero(path: Path) -> None:
+    config = Config.fromfile(path)
+    frozen, free = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    groups = [{"params": [frozen], "lr": 0.0}, {"params": [free], "lr": 1.0}]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    wrapper = OptimWrapper(optimizer)
+    rates = build_rates(config, wrapper)
+    wrapper.step()
+    end = config.train_cfg.max_iters
+    assert max(scheduler.end for scheduler in rates) == end
+    seen = []
+    for _ in range(end):
+        step_together(rates)
+        seen.append([group["lr"] for group in optimizer.param_groups])
+    still, moving = zip(*seen, strict=True)
+    assert set(still) == {0.0}
+    assert max(moving) == pytest.approx(1.0)
+    assert 0 <= moving[-1] < 1e-3
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_move_what_they_say(schedule: str, segmentor_inputs: dict[str, Any]) -> None:
     config = Config.fromfile(FOLDER / "tiny_fpn_openmoji_128.py")
@@ -82,9 +116,13 @@ def test_schedules_move_what_they_say(schedule: str, segmentor_inputs: dict[str,
     model = MODELS.build(config.model).train()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     wrapper = build_optim_wrapper(model, schedule_config.optim_wrapper)
-    # Twice: injection starts at zero, which keeps gradient from what comes before it.
-    for _ in range(2):
+    rates = build_rates(schedule_config, wrapper)
+    # Twice: injection starts at zero, which keeps gradient from what comes before it. And once
+    # after the warm-up, where the decay begins.
+    for steps in (1, 200, 0):
         model.train_step(segmentor_inputs, wrapper)
+        for _ in range(steps):
+            step_together(rates)
     moved = {
         name for name, value in model.named_parameters() if not torch.equal(value, before[name])
     }

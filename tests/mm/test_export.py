@@ -116,6 +116,38 @@ def test_trained_and_half_precision_foundations(
     torch.testing.assert_close(logits(model), trained.logits, atol=0, rtol=0)
 
 
+def test_trained_foundations_under_a_config_that_freezes_them(
+    segmentor_config: Any, foundations: Any, tmp_path: Path
+) -> None:
+    from mmseg.apis import init_model
+
+    backbone = {**foundations, "weights": "pretrained"}
+    trained = Trained(tmp_path, segmentor_config({**backbone, "freeze_foundations": False}))
+    saved = torch.load(trained.checkpoint, weights_only=True)
+    for name, value in saved["state_dict"].items():
+        if ".diffusion." in name and value.is_floating_point():
+            value += 0.1
+    torch.save(saved, trained.checkpoint)
+    expected = logits(init_model(str(trained.config), str(trained.checkpoint), device="cpu"))
+    frozen = tmp_path / "frozen.py"
+    Config.fromfile(trained.config).dump(frozen)
+    text = frozen.read_text()
+    assert text.count("freeze_foundations=False") == 1
+    frozen.write_text(text.replace("freeze_foundations=False", "freeze_foundations=True"))
+    merged = export_merged(frozen, trained.checkpoint, tmp_path / "merged")
+    shutil.rmtree(foundations["diffusion"])
+    model = init_model(*map(str, merged), device="cpu")
+    assert model.backbone.encoder.config.freeze_foundations
+    torch.testing.assert_close(logits(model), expected, atol=0, rtol=0)
+    assert not torch.equal(expected, trained.logits)
+    # Altered afterwards, they are refused as any other's.
+    state = torch.load(merged[1], weights_only=True)["state_dict"]
+    altered = next(name for name in state if name.endswith("conv_in.weight"))
+    state[altered] += 1
+    with pytest.raises(CheckpointError, match="It is damaged"):
+        model.load_state_dict(state)
+
+
 def test_architectures_of_the_package_are_named(
     segmentor_config: Any, config: Any, tmp_path: Path
 ) -> None:

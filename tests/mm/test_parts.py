@@ -86,6 +86,9 @@ def test_dataset_refusals(folder: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((40, 48), 7, np.uint8)).save(folder / "annotations/val/ant_1.png")
     with pytest.raises(ValueError, match=r"ant_1\.png holds label 7, expected 0\.\.2, or 255"):
         data[0]
+    Image.fromarray(np.zeros((48, 40), np.uint8)).save(folder / "annotations/val/ant_1.png")
+    with pytest.raises(ValueError, match=r"ant_1\.png does not fit .* has 48 x 40 px \(after"):
+        data[0]
 
 
 def test_linear_head_is_a_norm_and_a_convolution() -> None:

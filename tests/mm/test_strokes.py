@@ -275,7 +275,7 @@ def test_hook_shows_what_the_model_was_given(monkeypatch: pytest.MonkeyPatch) ->
     hook = HOOKS.build({"type": "RenderedVisualizationHook", "draw": True, "interval": 2})
     bgr = torch.zeros(3, 4, 6, dtype=torch.uint8)
     bgr[0], bgr[2, 0] = 10, 200
-    sample = SegDataSample(metainfo={"img_path": "ant_00001.png"})
+    sample = SegDataSample(metainfo={"img_path": "ant_00001.png", "ori_shape": (4, 6)})
     batch = {"inputs": [bgr, bgr + 1]}
     hook.after_test_iter(None, 0, batch, [sample, sample])
     assert [(name, step) for name, _, step in recorder.shown] == [
@@ -293,3 +293,26 @@ def test_hook_shows_what_the_model_was_given(monkeypatch: pytest.MonkeyPatch) ->
     hook.after_test_iter(None, 0, batch, [sample, sample])
     hook.after_val_iter(runner, 1, batch, [sample, sample])
     assert len(recorder.shown) == 4
+
+
+def test_hook_shows_the_original_size_and_the_first_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(Visualizer, "get_current_instance", lambda: recorder)
+    hook = HOOKS.build({"type": "RenderedVisualizationHook", "draw": True, "interval": 1})
+    samples = [
+        SegDataSample(metainfo={"img_path": f"{side}.png", "ori_shape": (side, 2 * side)})
+        for side in (8, 16)
+    ]
+    pixels = [torch.full((3, 4, 8), value, dtype=torch.uint8) for value in (10, 20)]
+    views = [pixels, [picture + 100 for picture in pixels]]
+    runner = type("Runner", (), {"iter": 0})()
+    for inputs in (pixels, torch.stack(pixels), views):
+        hook.after_test_iter(runner, 0, {"inputs": inputs}, samples)
+        hook.after_val_iter(runner, 0, {"inputs": inputs}, samples)
+        shown, recorder.shown = recorder.shown, []
+        assert [name for name, _, _ in shown] == ["test_8.png", "test_16.png", "val_8.png"]
+        assert [image.shape for _, image, _ in shown] == [(8, 16, 3), (16, 32, 3), (8, 16, 3)]
+        assert [int(image.mean()) for _, image, _ in shown] == [10, 20, 10]
+    hook.draw = False
+    hook.after_test_iter(runner, 0, {"inputs": [*views, views[0]]}, samples)
+    assert not recorder.shown

@@ -92,6 +92,16 @@ def test_impossible_decay_is_refused(segmentor_config: Any) -> None:
         build_optim_wrapper(model, optimiser_config(paramwise_cfg={"layer_decay_rate": 2}))
 
 
+def test_optimiser_with_the_rate_that_is_its_own(segmentor_config: Any) -> None:
+    model = MODELS.build(segmentor_config())
+    wrapper = build_optim_wrapper(model, optimiser_config(optimizer={"type": "AdamW"}))
+    assert held(wrapper) == {id(p) for p in model.parameters() if p.requires_grad}
+    assert {group["lr"] for group in wrapper.optimizer.param_groups} == {1e-3}
+    decayed = optimiser_config(optimizer={"type": "AdamW"}, paramwise_cfg={"layer_decay_rate": 0.5})
+    with pytest.raises(ValueError, match=r"layer_decay_rate=0\.5 needs the optimiser's lr"):
+        build_optim_wrapper(model, decayed)
+
+
 @pytest.fixture
 def step_tools() -> Any:
     """Functions of the script that trains in several processes."""

@@ -4,15 +4,31 @@ Written by: sketchfusion data openmoji-seg --size 128 --out data/openmoji_parts_
 """
 
 train_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageFromFile", backend_args=dict(backend="sketchfusion_pictures")),
     dict(type="LoadAnnotations"),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageFromFile", backend_args=dict(backend="sketchfusion_pictures")),
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
+]
+# For test.py --tta. The picture as it is comes first: it is the one that is shown.
+tta_pipeline = [
+    dict(type="LoadImageFromFile", backend_args=dict(backend="sketchfusion_pictures")),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [
+                dict(type="Resize", scale_factor=ratio, keep_ratio=True)
+                for ratio in (1.0, 0.75, 1.25)
+            ],
+            [dict(type="RandomFlip", prob=prob) for prob in (0.0, 1.0)],
+            [dict(type="LoadAnnotations")],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
 ]
 
 train_dataloader = dict(

@@ -16,9 +16,36 @@ train_pipeline = [
 ]
 # The loaders are for inference on picture files; on the data set the renderer stands in for them.
 test_pipeline = [
-    dict(type="LoadImageFromFile"),
+    dict(type="LoadImageFromFile", backend_args=dict(backend="sketchfusion_pictures")),
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs", meta_keys=("img_path", "ori_shape", "img_shape", "stroke_points")),
+]
+# For test.py --tta. The drawing as it is comes first: its labels and points are what is compared.
+tta_pipeline = [
+    dict(type="LoadImageFromFile", backend_args=dict(backend="sketchfusion_pictures")),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [
+                dict(type="Resize", scale_factor=ratio, keep_ratio=True)
+                for ratio in (1.0, 0.75, 1.25)
+            ],
+            [dict(type="RandomFlip", prob=prob) for prob in (0.0, 1.0)],
+            [
+                dict(
+                    type="PackSegInputs",
+                    meta_keys=(
+                        "img_path",
+                        "ori_shape",
+                        "img_shape",
+                        "flip",
+                        "flip_direction",
+                        "stroke_points",
+                    ),
+                )
+            ],
+        ],
+    ),
 ]
 
 train_dataloader = dict(
