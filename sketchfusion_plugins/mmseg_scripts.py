@@ -15,6 +15,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
+
+Tool = Literal["train", "test"]
 
 INSTALL = 'pip install "sketchfusion-plugins[mmseg]"'
 INSTALL_UPSTREAM = 'pip install "sketchfusion-plugins[mmseg-upstream]"'
@@ -63,11 +66,16 @@ def find_config(name: str) -> Path:
     return Path(name)
 
 
-def train(name: str, arguments: Sequence[str]) -> int:
-    """Run mmseg's own ``tools/train.py`` on a config, by name or path.
+def run_tool(tool: Tool, name: str, arguments: Sequence[str]) -> int:
+    """Run mmseg's own ``tools/train.py`` or ``tools/test.py`` on a config.
 
     With ``--launcher pytorch`` it is to be run by torchrun, in every process; where there is no GPU
-    the processes then train in data parallel on CPUs (gloo).
+    the processes then work in data parallel on CPUs (gloo).
+
+    Args:
+        tool: Which of the two.
+        name: Name or path of the config.
+        arguments: The script's further arguments.
 
     Returns:
         The script's exit status.
@@ -80,18 +88,18 @@ def train(name: str, arguments: Sequence[str]) -> int:
     config = find_config(name)
     spec = find_spec("mmseg")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"mm-train needs mmsegmentation: {INSTALL}")
-    script = Path(spec.origin).parent / ".mim" / "tools" / "train.py"
+        raise ModuleNotFoundError(f"mm-{tool} needs mmsegmentation: {INSTALL}")
+    script = Path(spec.origin).parent / ".mim" / "tools" / f"{tool}.py"
     if not script.is_file():
         raise ModuleNotFoundError(
-            f"expected mmsegmentation's train script at {script}; install it as a wheel: {INSTALL}"
+            f"expected mmsegmentation's script at {script}; install it as a wheel: {INSTALL}"
         )
     command = [str(script), str(config), *arguments]
     if _launched_by_pytorch(arguments):
         if "RANK" not in os.environ:
             raise ValueError(
                 "--launcher pytorch expects torchrun's environment, got none. Run: torchrun "
-                f"--nproc-per-node 2 -m sketchfusion_plugins mm-train {name} --launcher pytorch"
+                f"--nproc-per-node 2 -m sketchfusion_plugins mm-{tool} {name} --launcher pytorch"
             )
         import torch
 

@@ -33,7 +33,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 @pytest.mark.parametrize("arguments", [["--launcher", "pytorch"], ["--launcher=pytorch"]])
 def test_launcher_without_torchrun_is_refused(commands: Any, arguments: list[str]) -> None:
     with pytest.raises(ValueError, match=r"expects torchrun's environment.*torchrun --nproc-per"):
-        mmseg_scripts.train(NAME, arguments)
+        mmseg_scripts.run_tool("train", NAME, arguments)
     assert not commands
 
 
@@ -57,7 +57,7 @@ def test_only_cpu_processes_of_torchrun_join_a_group_first(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerated)
-    assert mmseg_scripts.train(NAME, arguments) == 0
+    assert mmseg_scripts.run_tool("train", NAME, arguments) == 0
     ((_, *command),) = commands
     if launched and not accelerated:
         assert command[:2] == ["-m", "sketchfusion_plugins.mmseg_scripts"]

@@ -43,7 +43,7 @@ class PooledHog(HogFeatures):
 
 
 # Raised when a measure changes, so that older figures are not taken for new ones.
-PROTOCOL = 1
+PROTOCOL = 2
 PLAIN: Mapping[str, type[Features]] = {
     "chance": RandomFeatures,
     "pixels": PixelFeatures,

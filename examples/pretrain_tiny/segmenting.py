@@ -123,7 +123,7 @@ def localisation(model: JudgedModel) -> dict[str, Scores]:
     everything = float(test.masks.float().mean())
     return {
         "canvas, localisation": Scores.mean(best == test.quadrants, 0.25),
-        "canvas, mIoU": Scores.mean(scores.foreground_iou, everything),
+        "canvas, foreground IoU": Scores.mean(scores.foreground_iou, everything),
     }
 
 

@@ -19,7 +19,7 @@ from sketchfusion_plugins.cli.evaluate import evaluate
 from sketchfusion_plugins.cli.features import features
 from sketchfusion_plugins.cli.index import add, begin, build, merge, search
 from sketchfusion_plugins.cli.installation import doctor, models
-from sketchfusion_plugins.cli.mmseg import config_path, mm_export, mm_train
+from sketchfusion_plugins.cli.mmseg import config_path, mm_export, mm_test, mm_train
 from sketchfusion_plugins.cli.pairs import match, segment
 from sketchfusion_plugins.cli.quickstart import quickstart, summary
 from sketchfusion_plugins.cli.recognise import recognise
@@ -98,11 +98,7 @@ app.add_typer(_data, name="data", no_args_is_help=True, rich_help_panel=MMSEG)
 _add(_data, openmoji_seg, name="openmoji-seg")
 _add(_data, spg)
 _add(app, config_path, MMSEG, "config-path")
-_add(
-    app,
-    mm_train,
-    MMSEG,
-    "mm-train",
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
+passing_on = {"allow_extra_args": True, "ignore_unknown_options": True}
+_add(app, mm_train, MMSEG, "mm-train", context_settings=passing_on)
+_add(app, mm_test, MMSEG, "mm-test", context_settings=passing_on)
 _add(app, mm_export, MMSEG, "mm-export")

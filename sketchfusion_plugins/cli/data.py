@@ -30,7 +30,7 @@ def openmoji_seg(
 
     A second run keeps what is there.
 
-    Example: sketchfusion data openmoji-seg --out data/openmoji
+    Example: sketchfusion data openmoji-seg --out data/openmoji_parts_128
     """
     from sketchfusion_plugins.data.openmoji_parts import write_openmoji_parts
     from sketchfusion_plugins.problems import Problems
@@ -51,9 +51,10 @@ def spg(
 ) -> None:
     """Rasterise SPG's vector sketches with their part labels.
 
-    A second run keeps what is there.
+    The shipped SPG configs do without: they draw what --from names while they train. What is
+    written here is for a folder config. A second run keeps what is there.
 
-    Example: sketchfusion data spg --from spg --out data/spg
+    Example: sketchfusion data spg --from data/spg --out data/spg_pictures_128
     """
     from sketchfusion_plugins.data.spg import write_spg
     from sketchfusion_plugins.problems import Problems

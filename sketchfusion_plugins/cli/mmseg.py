@@ -1,4 +1,4 @@
-"""Commands around MMSegmentation: ``config-path``, ``mm-train`` and ``mm-export``."""
+"""Commands around MMSegmentation: ``config-path``, ``mm-train``, ``mm-test``, ``mm-export``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,31 @@ def mm_train(
     from sketchfusion_plugins import mmseg_scripts
 
     with errors_in_one_line():
-        status = mmseg_scripts.train(name, context.args)
+        status = mmseg_scripts.run_tool("train", name, context.args)
+    raise typer.Exit(status)
+
+
+def mm_test(
+    context: typer.Context,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Config as it was trained, which lies in the work directory.",
+            autocompletion=complete_config,
+        ),
+    ],
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint (.pth) of that training.")],
+) -> None:
+    """Run MMSegmentation's own tools/test.py on a checkpoint; further arguments are passed on.
+
+    Example: sketchfusion mm-test runs/first/tiny_fpn_openmoji_128.py runs/first/iter_4000.pth --tta
+    """
+    from sketchfusion_plugins import mmseg_scripts
+
+    with errors_in_one_line():
+        if "://" not in checkpoint and not Path(checkpoint).is_file():
+            raise FileNotFoundError(f"no checkpoint at {checkpoint}.")
+        status = mmseg_scripts.run_tool("test", name, [checkpoint, *context.args])
     raise typer.Exit(status)
 
 

@@ -24,7 +24,7 @@ UNLOCKS = {
     "demo": "sketchfusion demo: a page to draw on",
     "dev": "tests, lint and types",
     "docs": "API reference: python .ci/build_api.py",
-    "mmseg": "MMSegmentation by its maintained forks: mm-train, mm-export",
+    "mmseg": "MMSegmentation by its maintained forks: mm-train, mm-test, mm-export",
     "mmseg-upstream": "MMSegmentation by OpenMMLab's last releases, instead of mmseg",
     "parquet": "features --out FILE.parquet, Quick, Draw! from parquet",
     "quickstart": "sketchfusion quickstart, data openmoji-seg, pictures of features",

@@ -49,7 +49,8 @@ def test_all_commands_are_there() -> None:
     assert {(verb,) for verb in verbs} < set(COMMANDS)
     index = ("build", "add", "search", "merge", "begin")
     assert {("index", verb) for verb in index} < set(COMMANDS)
-    assert {("data", "spg"), ("config-path",), ("mm-train",), ("mm-export",)} < set(COMMANDS)
+    mmseg = {("config-path",), ("mm-train",), ("mm-test",), ("mm-export",)}
+    assert {("data", "spg"), *mmseg} < set(COMMANDS)
     assert {("doctor",), ("models",)} < set(COMMANDS)
 
 
@@ -122,7 +123,7 @@ TRAINABLE = [
 ]
 
 # What runs another program and answers nothing itself.
-WITHOUT_ANSWER = {("demo",), ("mm-train",)}
+WITHOUT_ANSWER = {("demo",), ("mm-train",), ("mm-test",)}
 SHARED = {
     "--model",
     "--size",
@@ -189,6 +190,7 @@ FAILING = {
     ("data", "openmoji-seg"): ["--out", "a-file"],
     ("config-path",): ["nonsense"],
     ("mm-train",): ["nonsense"],
+    ("mm-test",): ["nonsense", "missing.pth"],
     ("mm-export",): ["nonsense", "missing.pth", "merged"],
 }
 NEVER_FAILING = {("doctor",), ("models",)}
@@ -278,7 +280,7 @@ def test_recipes_call_commands_that_exist(recipe: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trail", COMMANDS, ids=" ".join)
 def test_unknown_option_is_a_usage_error(trail: tuple[str, ...]) -> None:
-    if trail == ("mm-train",):
+    if trail in {("mm-train",), ("mm-test",)}:
         pytest.skip("passes unknown options on")
     assert CliRunner().invoke(app, [*trail, "--nonsense"]).exit_code == 2
 

@@ -108,7 +108,9 @@ def test_unknown_config_lists_the_valid_ones(verb: str) -> None:
     assert "no config 'nonsense'; choose one of base_fpn_ade20k_512" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["mm-train"], ["mm-export", "a.pth", "merged"]])
+@pytest.mark.parametrize(
+    "arguments", [["mm-train"], ["mm-test", __file__], ["mm-export", "a.pth", "merged"]]
+)
 def test_a_config_file_that_is_not_there(arguments: list[str], tmp_path: Path) -> None:
     verb, *others = arguments
     result = runner.invoke(app, [verb, str(tmp_path / "missing.py"), *others])
@@ -116,8 +118,9 @@ def test_a_config_file_that_is_not_there(arguments: list[str], tmp_path: Path) -
     assert result.stderr.startswith(f"Error: no config file at {tmp_path / 'missing.py'}. Give")
 
 
-def test_mm_train_runs_the_shipped_script_with_all_arguments(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("tool", ["train", "test"])
+def test_the_shipped_script_is_run_with_all_arguments(
+    tool: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("mmseg")
     commands: list[list[str]] = []
@@ -127,15 +130,25 @@ def test_mm_train_runs_the_shipped_script_with_all_arguments(
         return subprocess.CompletedProcess(command, 3)
 
     monkeypatch.setattr("sketchfusion_plugins.mmseg_scripts.subprocess.run", run)
+    checkpoint = tmp_path / "iter_1.pth"
+    checkpoint.touch()
     arguments = ["--work-dir", "runs/first", "--resume", "--cfg-options", "a.b=1"]
-    result = runner.invoke(app, ["mm-train", "tiny_fpn_spg_128", *arguments])
+    if tool == "test":
+        arguments = [str(checkpoint), "--tta", *arguments[:2]]
+    result = runner.invoke(app, [f"mm-{tool}", "tiny_fpn_spg_128", *arguments])
     assert result.exit_code == 3, result.output
     ((python, script, config, *rest),) = commands
     assert python == sys.executable
-    assert Path(script).parts[-4:] == ("mmseg", ".mim", "tools", "train.py")
+    assert Path(script).parts[-4:] == ("mmseg", ".mim", "tools", f"{tool}.py")
     assert Path(script).is_file()
     assert Path(config).name == "tiny_fpn_spg_128.py"
     assert rest == arguments
+
+
+def test_mm_test_without_its_checkpoint_is_one_line(tmp_path: Path) -> None:
+    missing = tmp_path / "none.pth"
+    result = runner.invoke(app, ["mm-test", "tiny_fpn_spg_128", str(missing)])
+    assert (result.exit_code, result.stderr) == (1, f"Error: no checkpoint at {missing}.\n")
 
 
 def test_data_without_a_source_is_one_line(tmp_path: Path) -> None:

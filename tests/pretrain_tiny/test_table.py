@@ -229,8 +229,8 @@ def test_search_on_a_canvas_by_colour(load: Load) -> None:
     )
     columns = load("segmenting").localisation(model)
     assert columns["canvas, localisation"].figure == 1.0
-    assert columns["canvas, mIoU"].figure > 0.6
-    assert columns["canvas, mIoU"].chance == pytest.approx(64 * 64 / 256**2)
+    assert columns["canvas, foreground IoU"].figure > 0.6
+    assert columns["canvas, foreground IoU"].chance == pytest.approx(64 * 64 / 256**2)
 
 
 def test_retrieval_uses_the_embedding_and_averages_warps(load: Load) -> None:

@@ -1,7 +1,7 @@
-"""The head alone trains: what features are worth as they are.
+"""The head alone trains, on backbone and neck as they are.
 
-With untrained injection these are Stable Diffusion's; give ``model.backbone.adapters`` the folder
-of trained ones to probe the fused features.
+Set ``load_from`` to a trained checkpoint: a fresh neck is a random projection, and
+``model.backbone.adapters`` loads injection alone.
 """
 
 _base_ = "./adapters_and_head.py"
