@@ -21,7 +21,7 @@ def main() -> None:
     config = read_config("recognition", options)
     data = load_task_data("recognition", "openmoji", limit=400)
     task, row = train_task(config, data)
-    task.eval()
+    task.eval().cpu()  # where the data are
     print("held-out concepts:", {name: str(value) for name, value in row.items()})
 
     drawing = data.test[0]

@@ -23,7 +23,7 @@ def main() -> None:
     config = read_config("retrieval", options)
     data = load_task_data("retrieval", "openmoji", limit=400)
     task, row = train_task(config, data)
-    task.eval()
+    task.eval().cpu()  # where the data are
     print("held-out concepts:", {name: str(value) for name, value in row.items()})
 
     folder = arguments.out / "index"

@@ -27,7 +27,7 @@ def main() -> None:
     config = read_config("query_segmentation", options)
     data = load_task_data("query_segmentation", "openmoji", limit=400)
     task, row = train_task(config, data)
-    task.eval()
+    task.eval().cpu()  # where the data are
     print("held-out concepts:", {name: str(value) for name, value in row.items()})
 
     scene = data.test[0]

@@ -98,10 +98,11 @@ class SketchFusionEncoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the adapters, and so of what the encoder returns."""
-        adapters = (self.injector, self.aggregator)
-        parameters = (p for module in adapters if module is not None for p in module.parameters())
-        parameter = next(parameters, None)
-        return torch.float32 if parameter is None else parameter.dtype
+        # Replicas of nn.DataParallel have weights as plain attributes and no parameters.
+        adapters = (part for part in (self.injector, self.aggregator) if part is not None)
+        weights = (getattr(m, "weight", None) for part in adapters for m in part.modules())
+        weight = next((w for w in weights if w is not None), None)
+        return torch.float32 if weight is None else weight.dtype
 
     def foundations(self) -> tuple[nn.Module, ...]:
         """The modules that freeze."""

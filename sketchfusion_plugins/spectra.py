@@ -246,7 +246,7 @@ def measure_spectra(
                 radial_log_amplitude(maps, bands),
                 radial_energy_shares(maps, bands),
             )
-            low, amplitude, energy = (values.double().cpu() for values in measured)
+            low, amplitude, energy = (values.cpu().double() for values in measured)
             gathered.setdefault(name, []).append((low, amplitude, energy))
     if not gathered:
         raise ValueError("expected at least one image, got none that can be read.")

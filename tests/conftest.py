@@ -390,3 +390,24 @@ def no_scope_left_behind() -> Iterator[None]:
     registry = sys.modules.get("mmengine.registry")
     if registry is not None:
         registry.DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture
+def replicate() -> Callable[[torch.nn.Module], Any]:
+    """Makes a replica as `torch.nn.DataParallel` does, which needs several GPUs.
+
+    Its tensors are plain attributes: that is how torch.nn.parallel.replicate leaves it.
+    """
+
+    def copy(module: torch.nn.Module) -> Any:
+        replica: Any = module._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        for name, child in module._modules.items():
+            replica._modules[name] = None if child is None else copy(child)
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                replica._parameters[name] = None
+            else:
+                setattr(replica, name, parameter.detach())
+        return replica
+
+    return copy

@@ -553,6 +553,20 @@ def test_subclasses_are_refused(store: FeatureStore, build: Any) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("keep", ["foundations", "results"])
+def test_replicas_pass_the_cache_by(
+    keep: Any, build: Any, sketches: Any, store: FeatureStore, replicate: Any
+) -> None:
+    image = sketches(1)
+    for seed in (0, 1):
+        encoder = build(random_seed=seed)
+        expected = encoder(image)
+        use_cache(encoder, store, keep)
+        assert torch.equal(replicate(encoder)(image), expected)
+    assert len(store) == 0
+
+
+@torch.no_grad()
 def test_other_pixels_seeds_and_autocast_find_nothing(
     build: Any, sketches: Any, store: FeatureStore
 ) -> None:

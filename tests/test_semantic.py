@@ -282,21 +282,7 @@ def test_timm_tokens_equal_timm(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_timm_in_a_replica_of_data_parallelism(dtype: torch.dtype) -> None:
-    """A replica's tensors are plain attributes: that is how torch.nn.parallel.replicate leaves it,
-    which needs several GPUs."""
-
-    def replicate(module: torch.nn.Module) -> Any:
-        replica: Any = module._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
-        for name, child in module._modules.items():
-            replica._modules[name] = None if child is None else replicate(child)
-        for name, parameter in module._parameters.items():
-            if parameter is None:
-                replica._parameters[name] = None
-            else:
-                setattr(replica, name, parameter.detach())
-        return replica
-
+def test_timm_in_a_replica_of_data_parallelism(dtype: torch.dtype, replicate: Any) -> None:
     config = SemanticConfig(source="test_vit", kind="timm")
     branch = load_semantic(config, weights="random", dtype=dtype)
     replica = replicate(branch)
@@ -306,6 +292,9 @@ def test_timm_in_a_replica_of_data_parallelism(dtype: torch.dtype) -> None:
     encoder = SketchFusionEncoder(preset("tiny").replace(weights="random")).eval()
     image = pixels.clamp(-1, 1)
     assert torch.equal(replicate(encoder)(image), encoder(image)), "the diffusion branch too"
+    encoder.to(dtype)
+    assert replicate(encoder).dtype == encoder.dtype == dtype
+    assert torch.equal(replicate(encoder)(image), encoder(image))
 
 
 @pytest.mark.parametrize("name", TIMM_MODELS)

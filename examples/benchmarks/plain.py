@@ -30,9 +30,7 @@ def recipe(fp32: Models, draws: int = DRAWS) -> list[Row]:
     parts = (fp32.whole_unet, fp32.text, encoder.diffusion.vae)
     parts = (*parts, encoder.semantic, encoder.injector, encoder.aggregator)
     return [
-        Row(
-            "a", f"released recipe, {draws} draws", _released(fp32, draws, False), parts, once=True
-        ),
+        Row("a", f"released recipe, {draws} draws", _released(fp32, draws, False), parts),
         Row("b", "the same, 1 draw, whole UNet", _released(fp32, 1, True), parts),
         Row("b2", "the same, 1 draw, left after the last tap", _released(fp32, 1, False), parts),
     ]

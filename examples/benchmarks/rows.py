@@ -100,7 +100,7 @@ def training(fp32: Models, bf16: Models) -> list[Row]:
             key = f"t{2 * number + 1 + (not checkpointing)}"
             title = f"training step, {precision}, {'' if checkpointing else 'no '}checkpointing"
             step = _step(models, checkpointing)
-            rows.append(Row(key, title, step, (models.encoder,), precision, True, once=True))
+            rows.append(Row(key, title, step, (models.encoder,), precision, True))
     return rows
 
 
@@ -147,21 +147,15 @@ def machine(device: torch.device, smoke: bool) -> list[Row]:
                 f"h{key}",
                 f"matrix multiply, {precision}",
                 multiply,
-                (),
-                precision,
-                False,
-                False,
-                2 * side**3,
+                precision=precision,
+                flops=2 * side**3,
             ),
             Row(
                 f"h{key + 1}",
                 f"convolution, {precision}",
                 convolve,
-                (),
-                precision,
-                False,
-                False,
-                flops,
+                precision=precision,
+                flops=flops,
             ),
         ]
     return rows

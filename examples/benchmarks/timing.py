@@ -37,7 +37,6 @@ class Row:
         parts: Modules that it needs in memory.
         precision: Whose peak it is compared with: ``"float32"`` or ``"bfloat16"``.
         grad: Run with gradients enabled.
-        once: Never run again to warm up or to repeat: for calls of minutes.
         flops: Floating point operations, where they cannot be counted.
     """
 
@@ -47,7 +46,6 @@ class Row:
     parts: tuple[nn.Module, ...] = ()
     precision: str = "float32"
     grad: bool = False
-    once: bool = False
     flops: int | None = None
 
 
@@ -108,10 +106,10 @@ def measure(
                     result.added = max(added, result.added or 0)
                 if turn == 0:
                     result.flops = row.flops or flops
-                if turn > 0 or row.once or seconds > patience:
+                if turn > 0 or seconds > patience:
                     result.seconds.append(seconds)
                     result.cpu_seconds.append(cpu_seconds)
-                if turn == 0 and (row.once or seconds > patience):
+                if turn == 0 and seconds > patience:
                     waiting.remove(row)
                     progress.update(repeats)
                 progress.update()

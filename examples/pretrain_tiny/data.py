@@ -24,6 +24,7 @@ from sources import EMOJI, LINES, SIZE, SOURCES, Item, describe, fetch, list_ite
 from torch import Tensor
 from tqdm import tqdm
 
+from sketchfusion_plugins.data.emoji_artists import plain_code
 from sketchfusion_plugins.data.openmoji import Concept, held_out_concepts, load_concepts
 from sketchfusion_plugins.files import write_safetensors, write_text
 
@@ -31,6 +32,7 @@ CHOICES = (*SOURCES, *LINES)
 SHARD = 1000
 SMALLEST_INK = 0.01
 SMALLEST_COLOURED = 0.02
+SPELT = ("doughnut", "donut")
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,18 @@ class Leaks:
         return any(held <= stems for held in self.names)
 
 
+def names_of(concepts: Sequence[Concept], work: Path) -> list[str]:
+    """Names of concepts: Unicode's old ones, and those that present sets of emoji use."""
+    wanted = {plain_code(concept.hexcode) for concept in concepts}
+    names = [concept.name for concept in concepts]
+    for source in EMOJI:
+        file = work / "packages" / source / "chars.json"
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            names += [name for code, name in found.items() if plain_code(code) in wanted]
+    return list(dict.fromkeys(name.replace("doughnut", spelt) for name in names for spelt in SPELT))
+
+
 def _stems(name: str) -> set[str]:
     return {word.removesuffix("s") if len(word) > 3 else word for word in words(name)}
 
@@ -190,7 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work: Path = options.work
     concepts = load_concepts()
     hidden = held_out_concepts()
-    leaks = Leaks([concept.name for concept in concepts if concept.hexcode in hidden])
+    for source in set(EMOJI) & set(options.sources):
+        fetch(source, work / "packages")
+    leaks = Leaks(names_of([c for c in concepts if c.hexcode in hidden], work))
     for source in tqdm(options.sources, desc="sources", disable=None):
         draw_source(source, work, concepts, hidden, leaks)
     manifest = {source: describe(source, work / "packages") for source in options.sources}

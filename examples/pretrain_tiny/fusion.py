@@ -33,6 +33,7 @@ from training import Budget, train
 from validation import Validation
 
 from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.stroke_metrics import categories_of
 
 LEARNING_RATE = 2e-3
 
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.begin is not None and options.kinds != ["fused"]:
         parser.error(f"--begin is for --kinds fused alone, got {' '.join(options.kinds)}.")
+    if options.begin is not None and not options.name:
+        parser.error("--begin needs a --name: its result is no row to hold beside the others.")
     loading = {
         "foundations": options.foundations or options.work / "export",
         "changes": options.changes,
@@ -73,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.manual_seed(options.seed)
         models[kind] = Objectives(
             GeneralModel(build(kind, frozen, options.work, **loading), **counts),
-            len(batches.strokes),
+            categories_of(batches.strokes),
             options.weights,
         )
         if options.begin is not None:

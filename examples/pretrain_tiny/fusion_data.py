@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from aligned_pairs import Aligned, AlignedPairs
 from clip import jitter
-from data import Leaks, Pictures, load_lines, load_pictures
+from data import Leaks, Pictures, load_lines, load_pictures, names_of
 from grounds import on_grounds
 from judged_sketches import last_of_each
 from named_pairs import NamedPairs
@@ -38,7 +38,7 @@ from sketchfusion_plugins.data.quickdraw import QuickDraw
 from sketchfusion_plugins.data.spg import load_spg
 from sketchfusion_plugins.data.strokes import Strokes, render, render_labels
 
-PART_POINTS = 16
+PART_POINTS = 64
 ALIGNED, ARTISTS, ICONS, SKETCHES, PARTS = 8, 12, 8, 12, 6
 # Of the aligned drawings, those that are also searched for in a scene.
 SCENES = 4
@@ -99,7 +99,9 @@ class FusionBatches:
             concept.hexcode in held or family in left_out
             for concept, family in zip(drawings.concepts, drawings.family, strict=True)
         ]
-        leaks = Leaks([c.name for c, no in zip(drawings.concepts, hidden, strict=True) if no])
+        leaks = Leaks(
+            names_of([c for c, no in zip(drawings.concepts, hidden, strict=True) if no], work)
+        )
         self.drawings = drawings.subset([i for i, no in enumerate(hidden) if not no])
         self.subgroups = self.drawings.categories
         families = sorted(set(self.drawings.family))
@@ -131,7 +133,7 @@ class FusionBatches:
             for number, name in enumerate(self.icons.names)
         }
         self.strokes, drawn = load_spg(spg)
-        parts = [drawing for drawing in drawn if drawing.split == "train"]
+        parts = [d for d in drawn if d.split == "train" and not leaks(d.category)]
         self.parts = defaultdict(list)
         for drawing in parts:
             self.parts[drawing.category].append(drawing)
@@ -146,7 +148,7 @@ class FusionBatches:
         """Draw a batch."""
         draw = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
         chosen = draw.choice(len(self.drawings), ALIGNED + ARTISTS, replace=False)
-        lines = restyle(normalise(_channels_first(self.drawings.line[chosen])), draw)
+        lines = restyle(normalise(_channels_first(self.drawings.line[chosen])), draw, thin=True)
         aligned = self.aligned(chosen[:ALIGNED], lines[:ALIGNED], generator, draw)
         artists = torch.stack([self._by_artist(index, draw) for index in chosen[ALIGNED:]])
         named, icons, likenesses = self._icons(draw)
@@ -228,6 +230,7 @@ class FusionBatches:
         return normalise(_channels_first(picture[None]))[0]
 
     def _class_of_part(self, name: str) -> int:
+        name = name.replace("_", " ")
         return self.classes.index(name) if name in self.classes else NO_LABEL
 
     def _parts(self, draw: np.random.Generator) -> _Parts:

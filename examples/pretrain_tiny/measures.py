@@ -26,6 +26,8 @@ from sketchfusion_plugins.metrics.retrieval import score_embeddings
 
 Columns = dict[str, Scores]
 PCK = Protocol("tiny", SIZE, inclusive=True, alphas=(5, 10))
+# With which all rows were measured; smaller ones are better for all, see `match_points`.
+RADIUS = 7
 NEIGHBOURS = 10
 RANKS = (1, 5)
 
@@ -110,6 +112,7 @@ def correspondence(model: JudgedModel) -> Columns:
             source_stride=_stride(source),
             target_stride=_stride(target),
             visible=batch["visible"],
+            radius=RADIUS,
         )
         true, visible = batch["target_points"], batch["visible"]
         scores = key_point_scores(found, true, (SIZE, SIZE), PCK, visible)

@@ -3,11 +3,11 @@
 - instance: a drawing finds the picture of its concept in the batch (InfoNCE), by the embedding;
 - pooled: the same by the pooled map, which is all there is without a head;
 - query: the same by the mean over a drawing's ink and the most similar places of a picture;
-- end_point, contrastive: points of a line drawing find their places in the warped picture;
+- end_point, contrastive, cells: points of a line drawing find their places in the warped picture;
 - scene_bce, scene_dice: a drawing finds the pixels of its concept in a scene of four pictures;
 - region: what every pixel of a line drawing would be painted as;
-- parts: points on a stroke find strokes of the same part in another person's drawing;
-- stroke: which class and part they are of;
+- parts: which part of the drawing's class a point on a stroke is of;
+- stroke: which class and part it is of;
 - subgroup, sketch: which subgroup of OpenMoji, which class of Quick, Draw!.
 """
 
@@ -24,7 +24,8 @@ from training import autocast
 
 from sketchfusion_plugins.data.openmoji_parts import CLASSES
 from sketchfusion_plugins.features import pooled_descriptor
-from sketchfusion_plugins.heads.cells import sample_descriptors
+from sketchfusion_plugins.heads.cells import cell_centres, sample_descriptors
+from sketchfusion_plugins.heads.matching import TEMPERATURE
 from sketchfusion_plugins.heads.query import QuerySegmentationHead, ink_cells, pool_sketch
 from sketchfusion_plugins.losses.contrast import CrossDomainInfoNCE
 from sketchfusion_plugins.losses.correspondence import (
@@ -39,10 +40,11 @@ WEIGHTS: Mapping[str, float] = {
     "query": 0.5,
     "end_point": 1.0,
     "contrastive": 1.0,
+    "cells": 1.0,
     "scene_bce": 1.0,
     "scene_dice": 1.0,
     "region": 0.5,
-    "parts": 0.5,
+    "parts": 1.0,
     "stroke": 0.3,
     "subgroup": 0.3,
     "sketch": 0.3,
@@ -50,6 +52,8 @@ WEIGHTS: Mapping[str, float] = {
 SCALE = 1 / 0.07
 # Of a picture's cells, those that say whether it holds what is asked for.
 TOP_SHARE = 0.1
+# How near to a point's place a cell counts, in pixels, on a map of twice the cells.
+SPREAD = 3.0
 
 
 class Objectives(nn.Module):
@@ -57,15 +61,17 @@ class Objectives(nn.Module):
 
     Args:
         model: What is trained.
-        strokes: Number of parts that strokes are of.
+        strokes: Class of every part that strokes are of, ``[parts]``.
         weights: Of the losses, where they are other than `WEIGHTS`.
 
     Raises:
         ValueError: There is no such loss.
     """
 
+    class_of_stroke: Tensor
+
     def __init__(
-        self, model: GeneralModel, strokes: int, weights: Mapping[str, float] | None = None
+        self, model: GeneralModel, strokes: Tensor, weights: Mapping[str, float] | None = None
     ) -> None:
         super().__init__()
         self.weights = {**WEIGHTS, **(weights or {})}
@@ -78,7 +84,8 @@ class Objectives(nn.Module):
         )
         self.scene = QuerySegmentationHead("ink", scale=SCALE)
         self.regions = nn.Conv2d(model.features.channels, len(CLASSES), 1)
-        self.strokes = CosineClassifier(model.features.channels, strokes)
+        self.strokes = CosineClassifier(model.features.channels, len(strokes))
+        self.register_buffer("class_of_stroke", strokes, persistent=False)
 
     def forward(self, images: Tensor, batch: FusionBatch) -> dict[str, Tensor]:
         """Losses of a batch, whose drawings and pictures are ``images``; and their sum."""
@@ -125,7 +132,11 @@ class Objectives(nn.Module):
             target_stride=STRIDE,
             visible=batch.aligned.visible,
         )
-        return {name.removeprefix("loss_"): value for name, value in losses.items()}
+        found = {name.removeprefix("loss_"): value for name, value in losses.items()}
+        points, visible = batch.aligned.points, batch.aligned.visible
+        asked = sample_descriptors(drawing[:ALIGNED], points[0], STRIDE, visible)
+        found["cells"] = cell_entropy(asked, picture[:ALIGNED], points[1], visible)
+        return found
 
     def _scenes(
         self,
@@ -158,10 +169,11 @@ class Objectives(nn.Module):
                 for maps, points in zip((first, second), batch.part_points, strict=True)
             ]
         )
-        logits = self.strokes(descriptors)
+        logits, labels = self.strokes(descriptors), torch.cat(batch.parts)
+        other = self.class_of_stroke != self.class_of_stroke[labels][..., None]
         return {
-            "parts": part_contrast((first, second), batch.part_points, batch.parts),
-            "stroke": F.cross_entropy(logits.flatten(0, 1), torch.cat(batch.parts).flatten()),
+            "parts": F.cross_entropy(logits.masked_fill(other, -torch.inf).mT, labels),
+            "stroke": F.cross_entropy(logits.mT, labels),
         }
 
 
@@ -203,22 +215,22 @@ def contrast(logits: Tensor, same: Tensor) -> Tensor:
     return total / 2
 
 
-def part_contrast(
-    maps: tuple[Tensor, Tensor],
-    points: tuple[Tensor, Tensor],
-    labels: tuple[Tensor, Tensor],
-    scale: float = SCALE,
-) -> Tensor:
-    """`contrast` of points in two drawings, which belong together where they are of one part.
+def cell_entropy(asked: Tensor, picture: Tensor, points: Tensor, visible: Tensor) -> Tensor:
+    """Cross entropy over a picture's cells, of twice the map's resolution, near points' places.
 
     Args:
-        maps: ``[B, C, h, w]`` of either drawing.
-        points: ``[B, N, 2]`` in pixels.
-        labels: Parts ``[B, N]``.
-        scale: Inverse temperature.
+        asked: Unit descriptors of points of the drawings ``[B, N, C]``.
+        picture: Maps of the pictures ``[B, C, h, w]``.
+        points: Where the points are there, ``[B, N, 2]`` in pixels.
+        visible: Which of them there are ``[B, N]``.
+
+    Returns:
+        Mean over visible points; what is right falls off as a Gaussian of `SPREAD`.
     """
-    first, second = (
-        sample_descriptors(features, xy, STRIDE) for features, xy in zip(maps, points, strict=True)
-    )
-    same = (labels[0][:, :, None] == labels[1][:, None, :]).float()
-    return contrast(scale * first @ second.transpose(1, 2), same)
+    enlarged = F.interpolate(picture, scale_factor=2, mode="bilinear")
+    places = cell_centres(enlarged, STRIDE / 2)
+    distance = (points[:, :, None] - places).square().sum(-1)
+    right = (-distance / (2 * SPREAD**2)).softmax(-1)
+    logits = asked @ F.normalize(enlarged, dim=1).flatten(2) / TEMPERATURE
+    entropy = -(right * logits.log_softmax(-1)).sum(-1)
+    return entropy[visible].mean() if visible.any() else entropy.sum() * 0.0

@@ -15,7 +15,7 @@ def random_style(draw: np.random.Generator) -> StrokeStyle:
     """A pen and a hand."""
     return StrokeStyle(
         size=SIZE,
-        width=float(draw.uniform(1.2, 4.0)),
+        width=float(draw.uniform(0.8, 4.0)),
         margin=float(draw.uniform(0.03, 0.2)),
         stroke_dropout=0.1 * float(draw.random() < 0.3),
         perturbation=float(draw.uniform(0.1, 0.8)),
@@ -31,11 +31,13 @@ def turned(strokes: Strokes, draw: np.random.Generator, mirrored: bool) -> Strok
     return Strokes((strokes.points * scale) @ turn, strokes.stroke)
 
 
-def restyle(lines: Tensor, draw: np.random.Generator) -> Tensor:
-    """Thicker pens and other inks; line drawings ``[B, 3, H, W]`` in -1..1."""
+def restyle(lines: Tensor, draw: np.random.Generator, thin: bool = False) -> Tensor:
+    """Other pens and inks; line drawings ``[B, 3, H, W]`` in -1..1, ``thin`` if lines may be."""
     count = len(lines)
-    thick = torch.from_numpy(draw.random(count) < 0.3)[:, None, None, None]
-    lines = torch.where(thick, -F.max_pool2d(-lines, 3, 1, 1), lines)
+    pen = torch.from_numpy(draw.random(count))[:, None, None, None]
+    lines = torch.where(pen < 0.3, -F.max_pool2d(-lines, 3, 1, 1), lines)
+    if thin:
+        lines = torch.where(pen > 0.6, F.max_pool2d(lines, 3, 1, 1), lines)
     ink = torch.from_numpy(draw.uniform(0.0, 0.5, (count, 1, 1, 1))).float()
     colour = torch.from_numpy(draw.uniform(0.0, 0.6, (count, 3, 1, 1))).float()
     coloured = torch.from_numpy(draw.random((count, 1, 1, 1)) < 0.3)

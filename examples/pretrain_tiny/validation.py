@@ -37,6 +37,7 @@ from sketchfusion_plugins.metrics.correspondence import Protocol, key_point_scor
 
 SIZE, LARGE, BATCH = 128, 192, 32
 ONE_OF = 6
+RADIUS = 7
 PCK = Protocol("validation", SIZE, inclusive=True, alphas=(5, 10))
 
 
@@ -129,6 +130,7 @@ class Validation:
                 source_stride=strides[0],
                 target_stride=strides[1],
                 visible=visible,
+                radius=RADIUS,
             )
             scores.append(
                 key_point_scores(found, batch["target_points"], (SIZE, SIZE), PCK, visible).items

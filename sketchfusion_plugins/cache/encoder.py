@@ -43,8 +43,8 @@ _WHEREABOUTS = {
 class CachedEncoder(SketchFusionEncoder):
     """What `use_cache` makes of an encoder; it is used as before.
 
-    Images that ask for a gradient, and calls whose result depends on a generator, pass the cache
-    by.
+    Images that ask for a gradient, calls whose result depends on a generator, and replicas of
+    `torch.nn.DataParallel` pass the cache by.
     """
 
     _store: FeatureStore
@@ -142,6 +142,9 @@ class CachedEncoder(SketchFusionEncoder):
 
     def _is_nameable(self, image: Tensor, generator: torch.Generator | None) -> bool:
         check_image(image, self.config.in_channels)
+        # A replica of nn.DataParallel lists no weights to be named by.
+        if getattr(self, "_is_replica", False):
+            return False
         wants_gradient = image.requires_grad and torch.is_grad_enabled()
         return generator is None and not wants_gradient and not image.is_meta
 

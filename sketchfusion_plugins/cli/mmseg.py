@@ -61,7 +61,7 @@ def mm_test(
 ) -> None:
     """Run MMSegmentation's own tools/test.py on a checkpoint; further arguments are passed on.
 
-    Example: sketchfusion mm-test runs/first/tiny_fpn_openmoji_128.py runs/first/iter_4000.pth --tta
+    Example: sketchfusion mm-test runs/first/tiny_fpn_spg_128.py runs/first/iter_4000.pth
     """
     from sketchfusion_plugins import mmseg_scripts
 

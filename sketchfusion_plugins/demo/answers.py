@@ -141,7 +141,7 @@ class Demonstration:
     def _classes(self, image: Tensor, descriptor: Tensor) -> list[tuple[str, float]]:
         if not isinstance(self.model, Recognition):
             return self.gallery.classes(descriptor, CLASSES)
-        shares = self.model(image)[0].float().softmax(0)
+        shares = self.model(image.to(device_of(self.model)))[0].float().softmax(0)
         best = shares.topk(min(CLASSES, len(shares)))
         names = [self.model.classes[index] for index in best.indices.tolist()]
         return list(zip(names, best.values.tolist(), strict=True))

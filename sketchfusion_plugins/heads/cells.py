@@ -37,7 +37,7 @@ def sample_descriptors(
         ValueError: Shapes do not fit, or a visible point is not finite.
     """
     check_maps(features, features)
-    visible = visible_points(points, visible)
+    visible = visible_points(points, visible).to(features.device)
     if len(points) != len(features):
         raise ValueError(
             f"expected points of {len(features)} images as the map has, got {len(points)}."

@@ -119,7 +119,7 @@ class ClassifierHead(nn.Module):
             ValueError: Fewer than two classes among the labels.
         """
         classes = len(self.linear.weight)
-        ridge = RidgeClassifier.fit(pooled.double().cpu().numpy(), labels.cpu().numpy(), classes)
+        ridge = RidgeClassifier.fit(pooled.cpu().double().numpy(), labels.cpu().numpy(), classes)
         mean, deviation, weight, bias = (
             torch.from_numpy(values)
             for values in (ridge.mean, ridge.deviation, ridge.weight, ridge.bias)

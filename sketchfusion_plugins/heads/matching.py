@@ -10,7 +10,7 @@ Windowed soft-argmax is the released code's way of reading a match; its parent i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,9 @@ from sketchfusion_plugins.heads.cells import (
 )
 
 TEMPERATURE = 0.02
-WINDOW_RADIUS = 7
+# The released code has 7 cells on maps of 60. On 16, 7 cells are hardly a window: of 125 drawings
+# and pictures, 2 instead of 7 raised PCK@5 from 0.607 to 0.642, and HOG's from 0.293 to 0.354.
+CELLS_PER_RADIUS = 8
 
 
 class Matches(NamedTuple):
@@ -54,7 +56,7 @@ def match_points(
     source_stride: Stride,
     target_stride: Stride,
     visible: Tensor | None = None,
-    radius: int | None = WINDOW_RADIUS,
+    radius: int | Literal["auto"] | None = "auto",
     temperature: float = TEMPERATURE,
     chunk: int = 1024,
 ) -> Tensor:
@@ -70,7 +72,8 @@ def match_points(
         visible: Which points there are, bool ``[B, N]``; None for all. The others may hold
             anything and influence nothing.
         radius: Half-width, in cells, of the window around the best cell that the soft-argmax is
-            confined to; None for all cells, as in training.
+            confined to; ``"auto"`` for an eighth of the target map's longer side, at least 1;
+            None for all cells, as in training.
         temperature: Of the softmax over cells.
         chunk: Points matched at a time, which bounds the memory of inference.
 
@@ -91,7 +94,9 @@ def match_points(
     check_maps(source, target)
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 point, got {chunk}.")
-    visible = visible_points(points, visible)
+    visible = visible_points(points, visible).to(source.device)
+    if radius == "auto":
+        radius = max(1, max(target.shape[-2:]) // CELLS_PER_RADIUS)
     vertical, horizontal = stride_pair(target_stride)
     queries = sample_descriptors(source, points, source_stride, visible)
     with torch.autocast(source.device.type, enabled=False):

@@ -144,7 +144,8 @@ def key_point_scores(
         )
     if min(image_size) < 1:
         raise ValueError(f"expected image_size as (height, width) in pixels, got {image_size}.")
-    true = true.to(found.device)
+    # Not on the model's device, which may know no double precision.
+    found, true = found.detach().cpu(), true.detach().cpu()
     if visible is None:
         visible = torch.ones(found.shape[:2], dtype=torch.bool)
     if visible.shape != found.shape[:2] or visible.dtype != torch.bool:
@@ -152,9 +153,9 @@ def key_point_scores(
             f"expected visible as bool {list(found.shape[:2])}, one per point, got "
             f"{visible.dtype} {list(visible.shape)}."
         )
-    visible = visible.to(found.device)
+    visible = visible.cpu()
     # Double precision: whether a point lies exactly at the limit must not hang on rounding.
-    error = (found.detach().double() - true.detach().double()).norm(dim=2)
+    error = (found.double() - true.double()).norm(dim=2)
     if not bool((error.isfinite() | ~visible).all()):
         raise ValueError(
             "a visible point is NaN or infinite. Mark points that an image lacks as not visible."
@@ -162,4 +163,4 @@ def key_point_scores(
     error = error * protocol.size / max(image_size)
     limits = error.new_tensor(protocol.alphas) * protocol.size / 100
     near = error[..., None] <= limits if protocol.inclusive else error[..., None] < limits
-    return KeyPointScores(protocol, (near & visible[..., None]).sum(1).cpu(), visible.sum(1).cpu())
+    return KeyPointScores(protocol, (near & visible[..., None]).sum(1), visible.sum(1))

@@ -251,3 +251,19 @@ def test_a_full_size_model_answers(face: Image.Image) -> None:
     assert len(answer.similar) == 3
     assert all(np.asarray(picture).std() > 0 for picture in answer.maps.values())
     assert legend.model.startswith("`sketchfusion_small (random foundations)` at 64 px on cpu; 3 ")
+
+
+def test_a_classifier_is_asked_where_it_is(monkeypatch: pytest.MonkeyPatch, prepared: Any) -> None:
+    demonstration, _ = prepared
+    classifier = Recognition(features_of(demonstration.model).encoder, ("one", "two"))
+    places = []
+
+    def forward(image: torch.Tensor) -> torch.Tensor:
+        places.append(image.device)
+        return torch.zeros(1, 2)
+
+    monkeypatch.setattr(classifier, "forward", forward)
+    monkeypatch.setattr(answers, "device_of", lambda _: torch.device("meta"))
+    monkeypatch.setattr(demonstration, "model", classifier)
+    demonstration._classes(torch.zeros(1, 3, 32, 32), torch.zeros(8))
+    assert places == [torch.device("meta")]

@@ -86,6 +86,15 @@ def test_a_map_matches_itself_at_its_centres(
     torch.testing.assert_close(found, points)
 
 
+@pytest.mark.parametrize(("side", "radius"), [(5, 1), (16, 2), (42, 5), (60, 7)])
+def test_the_window_is_an_eighth_of_the_map(side: int, radius: int) -> None:
+    source, target = random_map(1, 8, 4, 4), random_map(1, 8, 3, side, seed=1)
+    points = cell_centres(source, 8)[None]
+    options: dict[str, Any] = {"source_stride": 8, "target_stride": 8, "temperature": 0.3}
+    expected = match_points(source, target, points, **options, radius=radius)
+    assert torch.equal(match_points(source, target, points, **options), expected)
+
+
 def test_maps_of_different_sizes_by_brute_force() -> None:
     source, target = random_map(2, 16, 5, 7), random_map(2, 16, 9, 4, seed=1)
     points = cell_centres(source, (8, 6))[None, [3, 17, 30]].expand(2, -1, -1)

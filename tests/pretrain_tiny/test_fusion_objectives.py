@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -140,7 +141,8 @@ def test_objectives_say_what_they_are_for(load: Load) -> None:
     torch.manual_seed(0)
     model = models.GeneralModel(MeanColour(), 3, 4)
     weights = {"region": 0.0, "scene_dice": 2.0}
-    trained = objectives.Objectives(model, 7, weights)
+    strokes = torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    trained = objectives.Objectives(model, strokes, weights)
     quadrants = torch.zeros(4, 2 * SIZE, 2 * SIZE, dtype=torch.long)
     for place in range(4):
         row, column = (SIZE * n + 32 for n in divmod(place, 2))
@@ -165,4 +167,39 @@ def test_objectives_say_what_they_are_for(load: Load) -> None:
         learner.step()
     assert trained(torch.cat([images, images]), batch)["region"].item() < 0.2
     with pytest.raises(ValueError, match=r"no losses \['regions'\]; choose among instance"):
-        objectives.Objectives(model, 7, {"regions": 1.0})
+        objectives.Objectives(model, strokes, {"regions": 1.0})
+
+
+def test_parts_are_told_apart_within_their_class_alone(load: Load) -> None:
+    objectives, models = load("objectives"), load("fusion_models")
+    trained = objectives.Objectives(
+        models.GeneralModel(MeanColour(), 3, 4), torch.tensor([0, 0, 1, 1])
+    )
+    # By colour the second part is right; a part of another class is nearer still.
+    trained.strokes.weight.data = torch.tensor(
+        [[0.0, 1.0, 0.0], [1.0, 0.2, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    )
+    images, batch = _batch(load, [0] * 14, torch.zeros(4, 2 * SIZE, 2 * SIZE, dtype=torch.long))
+    for part, low in ((0, False), (1, True)):
+        labels = tuple(torch.full_like(own, part) for own in batch.parts)
+        losses = trained(torch.cat([images, images]), replace(batch, parts=labels))
+        assert (losses["parts"].item() < 0.01) == low
+        assert losses["stroke"].item() > 0.5
+
+
+def test_points_are_sent_to_their_place(load: Load) -> None:
+    cell_entropy = load("objectives").cell_entropy
+    # Cells that differ from their neighbours by a turn of 6 degrees along either axis.
+    angle = torch.arange(16) * 0.105
+    turn = torch.stack([angle.cos(), angle.sin()])
+    picture = torch.cat([turn[:, :, None].expand(-1, -1, 16), turn[:, None, :].expand(-1, 16, -1)])[
+        None
+    ]
+    visible = torch.tensor([[True, False]])
+    right, wrong = torch.tensor([[[44.0, 84.0]] * 2]), torch.tensor([[[60.0, 84.0]] * 2])
+    asked = F.normalize(picture[:, :, 10, 5], dim=1)[:, None].expand(-1, 2, -1)
+    near, far = (cell_entropy(asked, picture, place, visible) for place in (right, wrong))
+    assert near < far - 0.5
+    # No less than the entropy of what is right, a Gaussian of 3 px on cells of 4 px.
+    assert near > 2.2
+    assert cell_entropy(asked, picture, right, torch.zeros(1, 2, dtype=torch.bool)) == 0

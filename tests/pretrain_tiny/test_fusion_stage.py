@@ -130,14 +130,16 @@ def test_training_goes_on_from_a_checkpoint_of_retrieval(
     fusion, models = load("fusion"), load("fusion_models")
     given = [str(part) for name in folders for part in (f"--{name}", folders[name])]
     given += ["--foundations", str(FOUNDATIONS), "--steps", "1", "--learning-rate", "0"]
-    fusion.main([*given, "--begin", "sketchfusion/tiny-retrieval"])
-    trained = models.load_trained(folders["work"] / "fusion" / "fused-0")
+    begun = ["--begin", "sketchfusion/tiny-retrieval", "--name", "longer"]
+    fusion.main([*given, *begun])
+    trained = models.load_trained(folders["work"] / "fusion" / "fused-longer-0")
     image = torch.rand(2, 3, 128, 128) * 2 - 1
     shipped = load_task("sketchfusion/tiny-retrieval")
     with torch.no_grad():
         torch.testing.assert_close(trained.embed(image), shipped(image))
-    with pytest.raises(SystemExit):
-        fusion.main([*given, "--begin", "sketchfusion/tiny-retrieval", "--kinds", "sd", "fused"])
+    for refused in ([*begun, "--kinds", "sd", "fused"], begun[:2]):
+        with pytest.raises(SystemExit):
+            fusion.main([*given, *refused])
     recognition = build_task("recognition", shipped.encoder, classes=("one", "two"))
     recognition.save_pretrained(tmp_path / "recognition")
     with pytest.raises(ValueError, match="of the task recognition; give one of retrieval"):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sketchfusion_plugins import SketchFusionEncoder, preset
+from sketchfusion_plugins.data.openmoji import Concept
 from sketchfusion_plugins.tasks.load import load_task
 
 Load = Callable[[str], ModuleType]
@@ -218,6 +219,22 @@ def test_names_that_hold_a_held_out_name(name: str, leaks: bool, load: Load) -> 
     assert load("data").Leaks(["dog", "green apple"])(name) is leaks
 
 
+def test_held_out_concepts_go_by_all_their_names(load: Load, tmp_path: Path) -> None:
+    data = load("data")
+    concepts = [
+        Concept(code, name, "g", "s", tmp_path)
+        for code, name in (("2702", "black scissors"), ("1F369", "doughnut"))
+    ]
+    folder = tmp_path / "packages" / "noto"
+    folder.mkdir(parents=True)
+    named = {"2702": "scissors", "1f369": "doughnut", "1f436": "dog-face"}
+    (folder / "chars.json").write_text(json.dumps(named))
+    names = data.names_of(concepts, tmp_path)
+    assert set(names) == {"black scissors", "scissors", "doughnut", "donut"}
+    leaks = data.Leaks(names)
+    assert leaks("scissors one") and leaks("donut") and not leaks("dog face")
+
+
 def test_held_out_families_are_whole(load: Load) -> None:
     from sketchfusion_plugins.data.openmoji import Concept
 
@@ -301,24 +318,15 @@ def test_random_foundations_are_calibrated(load: Load) -> None:
     assert not any(module.training for module in encoder.modules())
 
 
-def test_part_contrast_by_hand(load: Load) -> None:
-    # One cell a point: descriptors are the cells' own.
-    first = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).T.reshape(1, 2, 1, 2)
-    second = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).T.reshape(1, 2, 1, 2)
-    points = torch.tensor([[[4.0, 4.0], [12.0, 4.0]]])
-    contrast = load("objectives").part_contrast
+def test_contrast_by_hand(load: Load) -> None:
+    contrast, logits = load("objectives").contrast, 2.0 * torch.eye(2)
     right = math.log(1 + math.exp(-2.0))
-    same = (torch.tensor([[3, 5]]), torch.tensor([[3, 5]]))
-    assert float(contrast((first, second), (points, points), same, 2.0)) == pytest.approx(right)
-    # The second drawing lacks part 5: that point does not count.
-    lacking = (torch.tensor([[3, 5]]), torch.tensor([[3, 3]]))
-    both = (right + (right + 2.0)) / 2
-    forth, back = both, (right + (right + 2.0)) / 2
-    assert float(contrast((first, second), (points, points), lacking, 2.0)) == pytest.approx(
-        (forth + back) / 2
-    )
-    none = (torch.tensor([[1, 1]]), torch.tensor([[2, 2]]))
-    assert float(contrast((first, second), (points, points), none, 2.0)) == 0.0
+    assert float(contrast(logits, torch.eye(2))) == pytest.approx(right)
+    # Both rows belong to the first column, none to the second, which does not count.
+    first = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    rows, column = (right + (right + 2.0)) / 2, (right + (right + 2.0)) / 2
+    assert float(contrast(logits, first)) == pytest.approx((rows + column) / 2)
+    assert float(contrast(logits, torch.zeros(2, 2))) == 0.0
 
 
 def test_query_scores_by_hand(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
