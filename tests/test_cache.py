@@ -541,6 +541,19 @@ def test_other_activations_find_nothing(build: Any, sketches: Any, store: Featur
     assert store.hits == 1
 
 
+@torch.no_grad()
+def test_a_compiled_part_finds_what_it_was_before(
+    build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    encoder, image = build(), sketches(1)
+    use_cache(encoder, store)
+    encoder.encode(image)
+    layers = encoder.semantic.model.encoder.layers
+    layers[0] = torch.compile(layers[0], backend="eager")
+    encoder.encode(image)
+    assert store.hits == 1
+
+
 def test_subclasses_are_refused(store: FeatureStore, build: Any) -> None:
     class Mine(SketchFusionEncoder):
         pass

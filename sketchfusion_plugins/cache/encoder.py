@@ -236,7 +236,12 @@ class CachedEncoder(SketchFusionEncoder):
         digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}".encode())
         digest.update(str([tensor.dtype for tensor in tensors]).encode())
         # Weights do not tell one activation from another.
-        digest.update(str([_kind(child) for child in module.modules()]).encode())
+        kinds = [
+            f"{type(child).__qualname__}({child.extra_repr()})"
+            for child in module.modules()
+            if not hasattr(child, "_orig_mod")  # torch.compile's wrapper, which computes the same
+        ]
+        digest.update(str(kinds).encode())
         if part in ("injection", "aggregation"):
             # They are small, and a step of training changes them little.
             for tensor in tensors:
@@ -313,12 +318,6 @@ def record_keys(description: dict[str, Any], image: Tensor) -> list[str]:
         digest.update(tensor_bytes(pixels))
         keys.append(digest.hexdigest())
     return keys
-
-
-def _kind(module: nn.Module) -> str:
-    """Class and settings of a module, the same if it was compiled."""
-    module = getattr(module, "_orig_mod", module)
-    return f"{type(module).__qualname__}({module.extra_repr()})"
 
 
 def _version(tensor: Tensor) -> tuple[Any, ...]:

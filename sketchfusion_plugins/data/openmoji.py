@@ -99,9 +99,9 @@ def load_concepts(root: Path | None = None, problems: Problems | None = None) ->
 def held_out_concepts() -> frozenset[str]:
     """Hexcodes of the concepts that are judged on and never trained on, 273 of 1,366.
 
-    Whole families, stratified by subgroup. The foundations of ``sketchfusion_tiny`` never saw their
-    emoji in any artist's style, so that with those weights too they are new; but for 25 of which
-    they saw icons or clip art by another name, such as scissors for ``"black scissors"``.
+    Whole families, stratified by subgroup. The weights of ``sketchfusion_tiny`` never saw their
+    emoji in any artist's style, so that with those too they are new; but for 25, which went by
+    another name in icons, clip art or sketches, such as scissors for ``"black scissors"``.
     """
     text = resources.files(__package__).joinpath("openmoji_held_out.json").read_text("utf-8")
     return frozenset(json.loads(text)["hexcodes"])
