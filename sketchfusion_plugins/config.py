@@ -76,17 +76,22 @@ class SemanticConfig:
         kind: ``"clip"`` (transformers' CLIP vision tower) or ``"timm"`` (any timm ViT). A local
             folder's ``config.json`` tells it itself.
         final_norm: Take tokens after the final LayerNorm. The released code takes them before.
+        shrink: Shrink images larger than those it was trained on to its trained number of tokens,
+            as the released code does. False keeps their size and gives them more tokens, at a cost
+            that grows with the square of their number.
     """
 
     source: str = CLIP_VIT_LARGE_336
     revision: str | None = None
     kind: Literal["clip", "timm"] = "clip"
     final_norm: bool = False
+    shrink: bool = True
 
     def __post_init__(self) -> None:
         _require_text("source", self.source)
         _require_optional_text("revision", self.revision)
         _require_flag("final_norm", self.final_norm)
+        _require_flag("shrink", self.shrink)
         _require_choice("kind", self.kind, ("clip", "timm"))
 
 

@@ -189,7 +189,7 @@ class SketchFusionEncoder(nn.Module):
         pixels = pad_to_multiple(to_rgb(image), self.diffusion.latent_stride)
         tokens = None
         if fuse and len(self.injector.projections):
-            tokens = self.semantic(resize_for_tokens(pixels, self.semantic))
+            tokens = self._tokens(pixels)
         latents = self.diffusion.encode(pixels, seed, generator)
         return FoundationOutputs(latents, tokens, (image.shape[-2], image.shape[-1]))
 
@@ -248,7 +248,11 @@ class SketchFusionEncoder(nn.Module):
         """The semantic branch alone: tokens ``[B, channels, rows, columns]`` of its own grid."""
         check_image(image, self.config.in_channels)
         pixels = pad_to_multiple(to_rgb(image), self.diffusion.latent_stride)
-        return self.semantic(resize_for_tokens(pixels, self.semantic)).to(self.dtype)
+        return self._tokens(pixels).to(self.dtype)
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        shrink = self.config.semantic.shrink
+        return self.semantic(resize_for_tokens(pixels, self.semantic, shrink))
 
     def train(self, mode: bool = True) -> SketchFusionEncoder:
         """Set the mode of what trains; frozen foundations stay in eval mode."""

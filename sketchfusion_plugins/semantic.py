@@ -132,7 +132,7 @@ class TimmVision(nn.Module):
         return tokens[0]
 
 
-def resize_for_tokens(image: Tensor, branch: SemanticBranch) -> Tensor:
+def resize_for_tokens(image: Tensor, branch: SemanticBranch, shrink: bool = True) -> Tensor:
     """Image as the semantic branch wants it: same field of view, about its trained token count.
 
     The aspect ratio is kept up to rounding to whole patches and nothing is cropped, so that token
@@ -141,12 +141,15 @@ def resize_for_tokens(image: Tensor, branch: SemanticBranch) -> Tensor:
     Args:
         image: ``[B, 3, H, W]`` in -1..1.
         branch: Branch that will read it.
+        shrink: Whether images larger than its own are shrunk; if not, they get more tokens.
 
     Returns:
         Image ``[B, 3, H', W']``, sides divisible by ``patch_size``, normalised for the branch.
     """
     height, width = image.shape[-2:]
-    grid = branch.image_size // branch.patch_size
+    grid: float = branch.image_size // branch.patch_size
+    if not shrink:
+        grid = max(grid, math.sqrt(height * width) / branch.patch_size)
     rows = max(1, round(grid * math.sqrt(height / width)))
     columns = max(1, round(grid * math.sqrt(width / height)))
     size = (rows * branch.patch_size, columns * branch.patch_size)

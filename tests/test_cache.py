@@ -497,6 +497,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "CLIP": _change(lambda e: e.semantic.model.encoder.layers[0].mlp.fc1.bias),
     "normalisation": lambda e: setattr(e.semantic, "mean", (0.1, 0.2, 0.3)),
     "scaling": lambda e: setattr(e.diffusion, "scaling_factor", 0.3),
+    "more tokens": lambda e: setattr(e, "config", e.config.replace(semantic__shrink=False)),
     "precision": lambda e: [part.to(torch.bfloat16) for part in e.foundations()],
     "loaded weights": lambda e: e.load_state_dict(
         {name: t + 0.5 for name, t in e.state_dict().items() if "vae" in name}, strict=False

@@ -29,7 +29,9 @@ EVERYTHING_CHANGED = EncoderConfig(
         posterior="sample",
         seed=4,
     ),
-    semantic=SemanticConfig(source="vit", revision="v1", kind="timm", final_norm=True),
+    semantic=SemanticConfig(
+        source="vit", revision="v1", kind="timm", final_norm=True, shrink=False
+    ),
     injection=InjectionConfig(sites=("down0", "mid"), init="official", inject_skips=False),
     aggregation=AggregationConfig(
         out_channels=64,
@@ -176,6 +178,7 @@ def test_official_preset_follows_the_released_code() -> None:
         out_channels=1280, bottleneck_channels=None, normalize=True, dropout=0.5
     )
     assert not config.semantic.final_norm
+    assert config.semantic.shrink
 
 
 def test_cleandift_preset_adds_no_noise() -> None:

@@ -151,6 +151,27 @@ def test_tokens_equal_the_libraries(build: Any, reference: Reference, sketches: 
 
 
 @torch.no_grad()
+def test_a_large_image_may_have_more_tokens(
+    build: Any, reference: Reference, sketches: Any
+) -> None:
+    image = sketches(2, 96, 128)
+    clip, mean, std = (
+        reference.clip,
+        *(
+            torch.tensor(reference.processor[name]).view(1, 3, 1, 1)
+            for name in ("image_mean", "image_std")
+        ),
+    )
+    hidden = clip(((image + 1) / 2 - mean) / std, interpolate_pos_encoding=True).last_hidden_state
+    expected = hidden[:, 1:].transpose(1, 2).unflatten(2, (96 // 8, 128 // 8))
+    encoder = build(semantic__shrink=False)
+    torch.testing.assert_close(encoder.forward_tokens(image), expected, atol=1e-4, rtol=1e-4)
+    tokens = encoder.encode(image).tokens
+    torch.testing.assert_close(tokens, expected, atol=1e-4, rtol=1e-4)
+    assert build().forward_tokens(image).shape[2:] == (round(8 * 0.75**0.5), round(8 / 0.75**0.5))
+
+
+@torch.no_grad()
 def test_zero_injection_is_plain_stable_diffusion(build: Any, sketches: Any) -> None:
     encoder = build(untouched=True)
     image = sketches(2, 40, 72)

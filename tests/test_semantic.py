@@ -406,6 +406,24 @@ def test_grid_keeps_the_aspect(size: tuple[int, int], expected: tuple[int, int])
     assert resize_for_tokens(torch.zeros(1, 3, *size), Branch()).shape == (1, 3, *expected)
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        # What is no larger than 60 x 60 pixels is enlarged as ever.
+        ((60, 60), (60, 60)),
+        ((33, 33), (60, 60)),
+        ((20, 80), (30, 120)),
+        # What is larger keeps its size, but for rounding to patches of 10.
+        ((512, 512), (510, 510)),
+        ((100, 200), (100, 200)),
+        ((87, 64), (90, 60)),
+    ],
+)
+def test_large_images_keep_their_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    resized = resize_for_tokens(torch.zeros(1, 3, *size), Branch(), shrink=False)
+    assert resized.shape == (1, 3, *expected)
+
+
 def test_own_size_is_normalised_alone() -> None:
     image = _pixels(60, 60).clamp(-1, 1)
     expected = torch.stack(

@@ -51,7 +51,7 @@ PLAIN: Mapping[str, type[Features]] = {
     "HOG, 4x4": PooledHog,
 }
 NEIGHBOURS = "HOG, 10-NN"
-UNTRAINED = ("CLIP", "SD", "SD + CLIP")
+UNTRAINED = ("CLIP", "SD", "SD, stride 8", "SD, stride 16", "SD, stride 32", "SD + CLIP")
 TRAINED = {
     "CLIP + adapters": "clip",
     "SD + adapters": "sd",

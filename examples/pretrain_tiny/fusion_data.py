@@ -3,7 +3,7 @@
 Four kinds of pairs make a batch:
 
 - emoji: OpenMoji's line drawing of a concept with its own warped picture, whose points are known,
-  or with another artist's picture;
+  or, half of them drawn free-hand, with another artist's picture;
 - icons: a line icon with a coloured picture, or another artist's line icon, of the same name;
 - sketches: two drawings of one Quick, Draw! class by different people, or a drawing with a
   coloured picture of the concept of that name;
@@ -22,6 +22,7 @@ import torch
 from aligned_pairs import Aligned, AlignedPairs
 from clip import jitter
 from data import Leaks, Pictures, load_lines, load_pictures, names_of
+from free_hand import strokes_of
 from grounds import on_grounds
 from judged_sketches import last_of_each
 from named_pairs import NamedPairs
@@ -42,6 +43,8 @@ PART_POINTS = 64
 ALIGNED, ARTISTS, ICONS, SKETCHES, PARTS = 8, 12, 8, 12, 6
 # Of the aligned drawings, those that are also searched for in a scene.
 SCENES = 4
+# Of the drawings held against other artists' pictures, those whose strokes are drawn by hand.
+FREE_HAND = 0.5
 ARTISTS_OF_SCENES = ("noto", "twemoji", "fluent-emoji-flat")
 NO_LABEL = -1
 
@@ -132,6 +135,7 @@ class FusionBatches:
             name: emoji.get(name, classes.get(name, first + number))
             for number, name in enumerate(self.icons.names)
         }
+        self._outlines: dict[int, Strokes] = {}
         self.strokes, drawn = load_spg(spg)
         parts = [d for d in drawn if d.split == "train" and not leaks(d.category)]
         self.parts = defaultdict(list)
@@ -149,6 +153,9 @@ class FusionBatches:
         draw = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
         chosen = draw.choice(len(self.drawings), ALIGNED + ARTISTS, replace=False)
         lines = restyle(normalise(_channels_first(self.drawings.line[chosen])), draw, thin=True)
+        for place in range(ALIGNED, len(chosen)):
+            if draw.random() < FREE_HAND:
+                lines[place] = self._drawn(self._outline(int(chosen[place])), draw)
         aligned = self.aligned(chosen[:ALIGNED], lines[:ALIGNED], generator, draw)
         artists = torch.stack([self._by_artist(index, draw) for index in chosen[ALIGNED:]])
         named, icons, likenesses = self._icons(draw)
@@ -226,6 +233,15 @@ class FusionBatches:
     def _sketch(self, index: int, draw: np.random.Generator) -> Tensor:
         strokes = self.sketches.drawings.read(index)[1]
         assert isinstance(strokes, Strokes)
+        return self._drawn(strokes, draw)
+
+    def _outline(self, index: int) -> Strokes:
+        if index not in self._outlines:
+            svg = self.drawings.concepts[index].svg.read_bytes()
+            self._outlines[index] = strokes_of(svg)
+        return self._outlines[index]
+
+    def _drawn(self, strokes: Strokes, draw: np.random.Generator) -> Tensor:
         picture = render(strokes, random_style(draw), int(draw.integers(2**31)))
         return normalise(_channels_first(picture[None]))[0]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ from sketchfusion_plugins.tasks.load import load_task
 from sketchfusion_plugins.tasks.retrieval import Retrieval
 
 KINDS = ("clip", "sd", "concatenated", "fused", "random")
-UNTRAINED = {"CLIP": ClipFeatures, "SD": DiffusionFeatures, "SD + CLIP": ConcatenatedFeatures}
 STRIDE = 8
 # Where foundations lie in a model's names.
 FROZEN = ("features.encoder.", "features.frozen.")
@@ -66,6 +66,35 @@ class FrozenMaps(nn.Module):
             maps = {"sd": levels, "clip": [self.encoder.forward_tokens(image)]}
         self._last.append((image, maps))
         return maps
+
+
+class LevelFeatures(Features):
+    """One of Stable Diffusion's own levels.
+
+    Args:
+        encoder: Encoder whose UNet is used.
+        stride: Stride of the level.
+    """
+
+    def __init__(self, encoder: SketchFusionEncoder, stride: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.stride = stride
+        strides = [block.stride for block in encoder.level_blocks]
+        self.level = strides.index(stride)
+        self.channels = encoder.level_blocks[self.level].channels
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `Features.forward`."""
+        return F.normalize(self.encoder.forward_levels(image, fuse=False).maps[self.level], dim=1)
+
+
+UNTRAINED = {
+    "CLIP": ClipFeatures,
+    "SD": DiffusionFeatures,
+    "SD + CLIP": ConcatenatedFeatures,
+    **{f"SD, stride {stride}": partial(LevelFeatures, stride=stride) for stride in (8, 16, 32)},
+}
 
 
 class AdaptedFeatures(Features):

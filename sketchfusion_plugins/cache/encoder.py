@@ -186,7 +186,7 @@ class CachedEncoder(SketchFusionEncoder):
         if fuse:
             description["semantic"] = [
                 self._name("semantic", semantic),
-                self.config.semantic.final_norm,
+                [self.config.semantic.final_norm, self.config.semantic.shrink],
                 [semantic.patch_size, semantic.image_size],
                 [list(semantic.mean), list(semantic.std)],
             ]

@@ -295,6 +295,21 @@ def test_controls_train_nothing_but_their_bottlenecks(
         models.build("cilp", frozen, Path())
 
 
+def test_levels_alone(tiny_encoder: SketchFusionEncoder, load: Load) -> None:
+    models = load("fusion_models")
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    levels = tiny_encoder.forward_levels(image, fuse=False)
+    assert levels.strides == (8, 16, 32)
+    for level, stride in zip(levels.maps, levels.strides, strict=True):
+        features = models.LevelFeatures(tiny_encoder, stride)
+        maps = features(image)
+        torch.testing.assert_close(maps, level / level.norm(dim=1, keepdim=True))
+        assert features.channels == level.shape[1]
+        assert features.cell_size(image, maps) == (stride, stride)
+        assert f"SD, stride {stride}" in load("evaluate").UNTRAINED
+    assert set(load("evaluate").UNTRAINED) == set(models.UNTRAINED)
+
+
 def test_models_side_by_side_share_a_pass(tiny_encoder: SketchFusionEncoder, load: Load) -> None:
     frozen = load("fusion_models").FrozenMaps(tiny_encoder)
     image, other = torch.rand(2, 1, 3, 64, 64)
