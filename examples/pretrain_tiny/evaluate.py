@@ -18,11 +18,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from figures import RESAMPLES, Rows, Scores, Sheet, figures_sheet, ordering_sheet
 from judged_data import JudgedData
 from judged_model import JudgedModel
 from measures import GROUPS, neighbours
 from rich.console import Console
+from sources import SIZE
+from torch import Tensor
 
 from sketchfusion_plugins.features import (
     Features,
@@ -40,6 +43,30 @@ class PooledHog(HogFeatures):
     """HOG with the pooling of the other rows: 4x4 means of its map."""
 
     describe = Features.describe
+
+
+class Enlarged(Features):
+    """Another row's features of images enlarged, so that a cell covers less of what is drawn.
+
+    Args:
+        features: The other row's.
+        factor: How much larger.
+    """
+
+    def __init__(self, features: Features, factor: float) -> None:
+        super().__init__()
+        self.features, self.factor = features, factor
+        self.channels = features.channels
+        if hasattr(features, "embed"):
+            self.embed = lambda image: features.embed(self._enlarge(image))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """See `Features.forward`."""
+        result: Tensor = self.features(self._enlarge(image))
+        return result
+
+    def _enlarge(self, image: Tensor) -> Tensor:
+        return F.interpolate(image, scale_factor=self.factor, mode="bilinear")
 
 
 # Raised when a measure changes, so that older figures are not taken for new ones.
@@ -64,7 +91,12 @@ SHIPPED = {
     "fused, as shipped": "sketchfusion/tiny-retrieval",
     "fused, as shipped, pooled": "sketchfusion/tiny",
 }
-ROWS = (*PLAIN, NEIGHBOURS, *UNTRAINED, *TRAINED, *SHIPPED)
+# Drawings and pictures enlarged from 128 px, canvases from 256 px in proportion.
+LARGE = 192
+ENLARGED = {
+    f"{row}, {LARGE} px": row for row in ("HOG, 4x4", "CLIP", "SD + CLIP", "fused, as shipped")
+}
+ROWS = (*PLAIN, NEIGHBOURS, *UNTRAINED, *TRAINED, *SHIPPED, *ENLARGED)
 CLAIMS = (
     ("fused", "SD + CLIP + adapters"),
     ("SD + CLIP + adapters", "SD + adapters"),
@@ -82,6 +114,7 @@ CLAIMS = (
     ("fused", "HOG"),
     ("fused", "HOG, 4x4"),
     *((shipped, other) for shipped in SHIPPED for other in ("HOG, 4x4", "CLIP", "SD + CLIP")),
+    *((large, row) for large, row in ENLARGED.items()),
 )
 NOTE = """\
 Held-out concepts, one of each family, randomly warped; probes, thresholds and means come from
@@ -98,6 +131,8 @@ def row_features(row: str, seed: int, work: Path) -> Features:
     Raises:
         FileNotFoundError: It was not trained or exported yet.
     """
+    if row in ENLARGED:
+        return Enlarged(row_features(ENLARGED[row], seed, work), LARGE / SIZE).eval()
     if row in PLAIN or row == NEIGHBOURS:
         plain: Features = PLAIN.get(row, HogFeatures)()
         return plain
@@ -133,6 +168,7 @@ def weights_folder(row: str, seed: int, work: Path) -> Path:
 
 def fingerprint(row: str, seed: int, work: Path) -> str:
     """Digest of all weights that a row depends on."""
+    row = ENLARGED.get(row, row)
     if row in PLAIN or row == NEIGHBOURS:
         return ""
     digest = hashlib.sha256()

@@ -389,6 +389,32 @@ def test_whole_table(
     assert set(again["groups"]) == {"spectrum"}
 
 
+def test_enlarged_rows_see_larger_images(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = load("evaluate")
+    seen: list[Tensor] = []
+
+    class Watching(MeanColour):
+        def forward(self, image: Tensor) -> Tensor:
+            seen.append(image)
+            return super().forward(image)
+
+        def embed(self, image: Tensor) -> Tensor:
+            return self(image).flatten(1)
+
+    monkeypatch.setitem(evaluate.PLAIN, "HOG, 4x4", Watching)
+    features = evaluate.row_features("HOG, 4x4, 192 px", 0, Path())
+    image = torch.rand(2, 3, 128, 128)
+    for method in (features, features.describe, features.embed):
+        method(image)
+        expected = F.interpolate(image, (192, 192), mode="bilinear")
+        torch.testing.assert_close(seen.pop(), expected)
+    enlarged = evaluate.Enlarged(MeanColour(), 1.5)
+    assert not hasattr(enlarged, "embed")
+    assert evaluate.fingerprint("HOG, 4x4, 192 px", 0, Path()) == ""
+    shipped = evaluate.fingerprint("fused, as shipped", 0, Path())
+    assert evaluate.fingerprint("fused, as shipped, 192 px", 0, Path()) == shipped
+
+
 def test_judged_concepts_are_held_out_and_of_one_family_each(
     folders: dict[str, Path], load: Load
 ) -> None:
