@@ -179,6 +179,11 @@ def fingerprint(row: str, seed: int, work: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def judged_on(data: JudgedData) -> dict[str, Any]:
+    """What figures must have in common to stand in one table."""
+    return {"protocol": PROTOCOL, "limit": data.limit, "without": sorted(data.without)}
+
+
 def measure(
     row: str,
     seed: int,
@@ -189,11 +194,7 @@ def measure(
     console: Console,
 ) -> None:
     """Measure what a row lacks and write it, a group at a time."""
-    about = {
-        "protocol": PROTOCOL,
-        "limit": data.limit,
-        "weights": fingerprint(row, seed, data.work),
-    }
+    about = {**judged_on(data), "weights": fingerprint(row, seed, data.work)}
     path = record_path(row, seed, out)
     record = read_record(path)
     if record["about"] != about:
@@ -231,7 +232,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def collect(
-    rows: Sequence[str], seeds: Sequence[int], groups: Sequence[str], out: Path, limit: int | None
+    rows: Sequence[str], seeds: Sequence[int], groups: Sequence[str], out: Path, data: JudgedData
 ) -> tuple[dict[str, dict[str, list[Scores]]], dict[str, list[str]]]:
     """All that was written: scores by row and column, one per seed; and columns by group."""
     found: dict[str, dict[str, list[Scores]]] = {}
@@ -240,7 +241,7 @@ def collect(
         for seed in seeds_of(row, seeds):
             record = read_record(record_path(row, seed, out))
             about = record["about"]
-            if about is None or (about["protocol"], about["limit"]) != (PROTOCOL, limit):
+            if about is None or not judged_on(data).items() <= about.items():
                 continue
             for name in groups:
                 for column, scores in record["groups"].get(name, {}).items():
@@ -273,16 +274,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=(0, 1, 2))
     parser.add_argument("--columns", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--limit", type=int, help="few items, for a trial")
+    parser.add_argument("--without", type=Path, help="JSON file of concepts not to judge on")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     console = Console(soft_wrap=True)
-    data = JudgedData(options.work, options.quickdraw, options.spg, out / "packages", options.limit)
+    folders = (options.work, options.quickdraw, options.spg, out / "packages")
+    without = json.loads(options.without.read_text())["hexcodes"] if options.without else ()
+    data = JudgedData(*folders, options.limit, without)
     for row in options.rows:
         for seed in seeds_of(row, options.seeds):
             measure(row, seed, options.columns, data, out, options.device, console)
-    made = sheets(*collect(options.rows, options.seeds, options.columns, out, options.limit))
+    made = sheets(*collect(options.rows, options.seeds, options.columns, out, data))
     for sheet in made:
         console.print(sheet.table())
     text = "\n".join([NOTE.format(resamples=RESAMPLES), *(sheet.markdown() for sheet in made)])

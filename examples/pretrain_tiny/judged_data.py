@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,13 +83,20 @@ class JudgedData:
         spg: Folder of SPG, see `sketchfusion_plugins.data.spg`.
         packages: Folder that Fluent's 3D pictures are fetched to.
         limit: Rough number of concepts, classes and drawings, for a trial; None for all.
+        without: Hexcodes of held-out concepts that are not judged.
     """
 
     def __init__(
-        self, work: Path, quickdraw: Path, spg: Path, packages: Path, limit: int | None = None
+        self,
+        work: Path,
+        quickdraw: Path,
+        spg: Path,
+        packages: Path,
+        limit: int | None = None,
+        without: Collection[str] = (),
     ) -> None:
         self.work, self.quickdraw_folder, self.spg_folder = work, quickdraw, spg
-        self.packages, self.limit = packages, limit
+        self.packages, self.limit, self.without = packages, limit, frozenset(without)
 
     @cached_property
     def drawings(self) -> tuple[Drawings, Drawings]:
@@ -102,7 +109,8 @@ class JudgedData:
         for index, concept in enumerate(drawings.concepts):
             if concept.hexcode in hidden:
                 first.setdefault(drawings.family[index], index)
-        return drawings.subset(seen), drawings.subset(list(first.values()))
+        judged = [i for i in first.values() if drawings.concepts[i].hexcode not in self.without]
+        return drawings.subset(seen), drawings.subset(judged)
 
     @cached_property
     def queries(self) -> Tensor:

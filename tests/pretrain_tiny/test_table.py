@@ -22,6 +22,7 @@ from sketchfusion_plugins.evaluation.report import Measured
 from sketchfusion_plugins.features import Features, PixelFeatures
 
 Load = Callable[[str], ModuleType]
+FOLDER = Path(__file__).parents[2] / "examples" / "pretrain_tiny"
 
 
 class MeanColour(Features):
@@ -387,6 +388,24 @@ def test_whole_table(
     assert built == ["fused-1", "fused-1"]
     again = json.loads((out / "fused-1.json").read_text())
     assert set(again["groups"]) == {"spectrum"}
+
+    # Other concepts, another table.
+    left_out = work / "left_out.json"
+    asked = [*given, "--rows", "HOG, 4x4", "--limit", "12", "--columns", "correspondence"]
+    held = load("judged_data").JudgedData(*[Path()] * 4, limit=12).drawings[1]
+    left_out.write_text(json.dumps({"hexcodes": [held.concepts[0].hexcode]}))
+    evaluate.main([*asked, "--without", str(left_out)])
+    table = (out / "table.md").read_text()
+    assert f"(n {len(held) - 1}" in table and "| fused |" not in table
+    fewer = json.loads((out / "hog-4x4-0.json").read_text())["groups"]["correspondence"]["PCK@5"]
+    scores = record["groups"]["correspondence"]["PCK@5"]
+    assert fewer["top"] == scores["top"][1:]
+
+
+def test_the_concepts_seen_by_another_name_are_held_out(load: Load) -> None:
+    listed = json.loads((FOLDER / "seen_by_another_name.json").read_text())["hexcodes"]
+    assert len(set(listed)) == len(listed) == 25
+    assert set(listed) <= held_out_concepts()
 
 
 def test_enlarged_rows_see_larger_images(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
