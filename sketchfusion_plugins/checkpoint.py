@@ -1,14 +1,15 @@
 """Adapters on disk: ``adapters.safetensors``, described within, and a readable ``config.json``.
 
 Only what trains is written: injection, aggregation and, for a model around the encoder, its head.
-A frozen foundation is not, unless it was trained before and came from such a checkpoint itself. The
-description inside the safetensors file is the one that counts, so the two files cannot disagree
+A frozen foundation is not, unless it came from a checkpoint itself: there it may have been trained.
+The description inside the safetensors file is the one that counts, so the two files cannot disagree
 after a crash between their writes.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,17 @@ from sketchfusion_plugins.adapter_file import (
     read,
 )
 from sketchfusion_plugins.files import write_safetensors, write_text
-from sketchfusion_plugins.fingerprint import fingerprint_modules, plain_name, sample_modules
-from sketchfusion_plugins.foundation_settings import describe_difference, read_settings
+from sketchfusion_plugins.fingerprint import (
+    COMPUTED,
+    fingerprint_modules,
+    plain_name,
+    sample_modules,
+)
+from sketchfusion_plugins.foundation_settings import (
+    NULL_PROMPT,
+    describe_difference,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     from sketchfusion_plugins.encoder import SketchFusionEncoder
@@ -140,7 +150,8 @@ def save_adapters(
 ) -> None:
     """Write a module's adapters to a folder, atomically.
 
-    Foundations that were trained, now or before they were loaded from a checkpoint, go with them.
+    Foundations that were trained, now or before they were loaded from a checkpoint, go with them,
+    and with a warning those that a state dict has put in the place of the ones that were built.
 
     Args:
         module: A `SketchFusionEncoder`, or a module with one inside, compiled or wrapped for data
@@ -156,6 +167,15 @@ def save_adapters(
     description = describe(module)
     _, encoder = find_encoder(module)
     trained = not encoder.config.freeze_foundations or encoder.holds_trained_foundations
+    if not trained and _are_replaced(encoder):
+        warnings.warn(
+            f"the model was built with {encoder.config.weights} foundations and others were loaded "
+            f"into it, so {folder} holds them too. To write adapters alone, build the model with "
+            "those foundations before its state dict is loaded: pretrained=True (timm) or "
+            "weights='pretrained'.",
+            stacklevel=2,
+        )
+        trained = encoder.holds_trained_foundations = True
     write_safetensors(
         _state(module, with_foundations=trained),
         folder / WEIGHTS_FILE,
@@ -199,8 +219,11 @@ def load_adapters(
     holds_foundations = unfrozen or any(name.startswith(inner) for name in tensors)
     if not holds_foundations:
         _check_foundations(path, description["foundations"], encoder)
+    settings = dict(description["foundations"].get("settings", {}))
+    if any(name.startswith(inner) and name.endswith(COMPUTED) for name in tensors):
+        settings.pop(NULL_PROMPT, None)
     # Not even a file that holds foundations holds these.
-    difference = describe_difference(description["foundations"].get("settings", {}), encoder)
+    difference = describe_difference(settings, encoder)
     if difference:
         raise MisfitError(f"{path} {difference}")
     expected = _state(module, with_foundations=holds_foundations)
@@ -230,6 +253,15 @@ def load_adapters(
 
 def _foundations(encoder: SketchFusionEncoder) -> dict[str, nn.Module]:
     return {name: getattr(encoder, name) for name in encoder.foundation_names()}
+
+
+def _are_replaced(encoder: SketchFusionEncoder) -> bool:
+    """Whether frozen foundations have other weights than they were built with."""
+    built = encoder.foundation_samples
+    return any(
+        values is not built.get(title, values)
+        for title, values in sample_modules(_foundations(encoder), built).items()
+    )
 
 
 def _whole_state(module: nn.Module) -> dict[str, Tensor]:

@@ -148,7 +148,10 @@ class TimmFeatures(Features):
         import timm
         from torchvision.transforms.v2 import Normalize
 
-        sizing = {} if size is None else {"img_size": size}
+        # Convolutional models read any size, and take no such argument.
+        known = timm.get_pretrained_cfg(name)
+        fixed = size is not None and known is not None and known.fixed_input_size
+        sizing = {"img_size": size} if fixed else {}
         self.model = timm.create_model(
             name, pretrained=pretrained, features_only=True, out_indices=(-1,), **sizing
         )
@@ -157,6 +160,12 @@ class TimmFeatures(Features):
         self.channels = self.model.feature_info.channels()[-1]
         config = self.model.pretrained_cfg
         self.normalise = Normalize(config["mean"], config["std"])
+
+    def train(self, mode: bool = True) -> TimmFeatures:
+        """Set the mode; the frozen model stays in eval mode."""
+        super().train(mode)
+        self.model.eval()
+        return self
 
     def forward(self, image: Tensor) -> Tensor:
         """See `Features.forward`."""

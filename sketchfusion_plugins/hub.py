@@ -1,7 +1,8 @@
 """Where weights and architectures come from: the hub, a local folder, or the package itself.
 
-Only safetensors are read unless the caller opts in to pickled files, and every failure is
-reported with the repository, what was expected there and how to mend it.
+Only safetensors are read unless the caller opts in to pickled files (timm models on the hub: see
+`sketchfusion_plugins.semantic.load_semantic`), and every failure is reported with the repository,
+what was expected there and how to mend it.
 """
 
 from __future__ import annotations
@@ -213,5 +214,6 @@ def fetch_file(location: str) -> Path:
         )
     from huggingface_hub import hf_hub_download
 
-    with explain_loading("weights file", location, None):
+    part = "weights file (diffusion__unet_file, which may be a local path)"
+    with explain_loading(part, location, None):
         return Path(hf_hub_download(f"{owner}/{repository}", filename))

@@ -40,7 +40,7 @@ PRESETS: dict[str, EncoderConfig] = {
     "tiny": EncoderConfig(
         # Best of five on concepts that training had seen: examples/pretrain_tiny/timesteps.py.
         diffusion=DiffusionConfig(source=TINY_DIFFUSION, timestep=300),
-        semantic=SemanticConfig(source=TINY_VIT, kind="timm", final_norm=True),
+        semantic=SemanticConfig(source=TINY_VIT, kind="timm", final_norm=True, shrink=False),
         aggregation=AggregationConfig(out_channels=192, norm_groups=16),
     ),
 }

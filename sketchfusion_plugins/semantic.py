@@ -161,6 +161,21 @@ def resize_for_tokens(image: Tensor, branch: SemanticBranch, shrink: bool = True
     return (pixels * 0.5 + 0.5 - mean) / std
 
 
+def semantic_changes(source: str | None) -> dict[str, str]:
+    """Changes of a configuration, as in `EncoderConfig.replace`, that make a source its branch.
+
+    Args:
+        source: A folder, whose layout tells its kind; an id ``owner/name`` of a CLIP on the hub;
+            or the name of a timm model, which has no owner. None for no changes.
+    """
+    if source is None:
+        return {}
+    changes = {"semantic__source": source}
+    if not Path(source).is_dir():
+        changes["semantic__kind"] = "clip" if "/" in source else "timm"
+    return changes
+
+
 def load_semantic(
     config: SemanticConfig,
     *,
@@ -170,6 +185,9 @@ def load_semantic(
 ) -> ClipVision | TimmVision:
     """Build the branch from the hub, a local folder, or with random weights.
 
+    Without ``allow_pickle`` pickled weights are refused, but for those of a timm model on the hub
+    that has no safetensors: timm reads them by torch's restricted unpickler, which runs no code.
+
     A CLIP's images are normalised as its ``preprocessor_config.json`` says; without one, or where
     that says nothing, with OpenAI's mean and standard deviation.
 
@@ -178,7 +196,7 @@ def load_semantic(
         ValueError: The model is of a kind that is not supported.
     """
     if _is_timm(config):
-        return _load_timm(config, weights, dtype)
+        return _load_timm(config, weights, dtype, allow_pickle)
     refuse_unavailable(config.source, weights)
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -253,7 +271,9 @@ def _read_normalisation(config: SemanticConfig) -> dict[str, Any]:
         return {} if path is None else read_json(path)
 
 
-def _load_timm(config: SemanticConfig, weights: str, dtype: torch.dtype) -> TimmVision:
+def _load_timm(
+    config: SemanticConfig, weights: str, dtype: torch.dtype, allow_pickle: bool
+) -> TimmVision:
     import timm
 
     folder = Path(config.source).is_dir()
@@ -261,9 +281,14 @@ def _load_timm(config: SemanticConfig, weights: str, dtype: torch.dtype) -> Timm
     if not folder and not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:5]
         hint = f" Similar names: {', '.join(near)}." if near else ""
-        raise ValueError(f"timm knows no model {name!r}.{hint} See timm.list_models('vit_*').")
+        raise ValueError(
+            f"timm knows no model {name!r}.{hint} See timm.list_models('vit_*'). A CLIP needs its "
+            "folder, or its id 'owner/name' on the hub."
+        )
     try:
         with explain_loading("image transformer", name, config.revision):
+            if weights == "pretrained" and not allow_pickle:
+                _refuse_pickle(name)
             model = timm.create_model(
                 name, pretrained=weights == "pretrained", num_classes=0, dynamic_img_size=True
             )
@@ -277,6 +302,23 @@ def _load_timm(config: SemanticConfig, weights: str, dtype: torch.dtype) -> Timm
     if weights == "pretrained":
         _warn_of_activation(name, model.pretrained_cfg)
     return TimmVision(model.to(dtype), config.final_norm).eval()
+
+
+def _refuse_pickle(name: str) -> None:
+    """Raise where it is known before loading that a timm model has no safetensors.
+
+    Raises:
+        ValueError: Says where the weights are pickled.
+    """
+    import timm
+
+    if name.startswith("local-dir:"):
+        if not any(Path(name.removeprefix("local-dir:")).glob("*.safetensors")):
+            raise ValueError("the folder holds no .safetensors file.")
+        return
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is not None and cfg.url and not (cfg.hf_hub_id or cfg.file):
+        raise ValueError(f"timm has its weights pickled alone, at {cfg.url}.")
 
 
 def _warn_of_activation(name: str, config: Mapping[str, Any]) -> None:

@@ -149,6 +149,20 @@ def test_timm_is_timms_last_map(sketches: Any) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_timm_stays_frozen_in_training(sketches: Any) -> None:
+    model = TimmFeatures("resnet10t", pretrained=False)
+    images = sketches(2, 64)
+    expected = model(images)
+    around = torch.nn.Sequential(model)
+    for mode in (True, False, True):
+        assert around.train(mode) is around
+        assert model.training == mode
+        assert not any(module.training for module in model.model.modules())
+        assert model.train(mode) is model
+    # Statistics of the batch would be others, and change those that are kept.
+    assert torch.equal(model(images), expected)
+
+
 def test_timm_resizes_to_the_size_asked_for(sketches: Any) -> None:
     torch.manual_seed(0)
     model = TimmFeatures("vit_tiny_patch16_224", pretrained=False, size=64).eval()
@@ -158,6 +172,15 @@ def test_timm_resizes_to_the_size_asked_for(sketches: Any) -> None:
     expected = model.model(resized)[0]
     torch.testing.assert_close(model(images), expected)
     assert expected.shape == (2, 192, 4, 4) and model.channels == 192
+
+
+def test_timm_resizes_for_convolutions_too(sketches: Any) -> None:
+    model = TimmFeatures("resnet10t", pretrained=False, size=64).eval()
+    images = sketches(2, 45, 99)
+    resized = F.interpolate(images, (64, 64), mode="bicubic", antialias=True)
+    expected = model.model(model.normalise(resized * 0.5 + 0.5))[0]
+    torch.testing.assert_close(model(images), expected)
+    assert expected.shape[2:] == (2, 2)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 72)])

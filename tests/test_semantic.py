@@ -27,6 +27,7 @@ from sketchfusion_plugins.semantic import (
     TimmVision,
     load_semantic,
     resize_for_tokens,
+    semantic_changes,
 )
 
 TIMM_MODELS = (
@@ -244,6 +245,18 @@ def test_a_folder_tells_whether_timm_reads_it(clip_folder: Path, tmp_path: Path)
             torch.testing.assert_close(branch(image), grid)
 
 
+def test_changes_of_the_source(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert semantic_changes(None) == {}
+    # What a folder holds is read, and its preset's kind stays.
+    assert semantic_changes(str(clip_folder)) == {"semantic__source": str(clip_folder)}
+    monkeypatch.chdir(clip_folder.parent)
+    assert semantic_changes(clip_folder.name) == {"semantic__source": clip_folder.name}
+    for source, kind in (("someone/clip", "clip"), (CLIP_BASE, "timm")):
+        assert semantic_changes(source) == {"semantic__source": source, "semantic__kind": kind}
+
+
 # --- timm --------------------------------------------------------------------------------------
 
 
@@ -365,6 +378,26 @@ def test_weights_of_another_activation_are_named(
     else:
         assert variant in timm.list_pretrained()
         assert len(found) == 1 and f"Use '{variant}'." in found[0]
+
+
+def test_timm_pickle_needs_an_opt_in(tmp_path: Path) -> None:
+    model = timm.create_model("test_vit", num_classes=0)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=False)
+    assert [path.suffix for path in tmp_path.iterdir() if path.suffix != ".json"] == [".bin"]
+    config = SemanticConfig(source=str(tmp_path), kind="timm")
+    refusal = r"no \.safetensors file.*allow_pickle=True"
+    with pytest.raises(OSError, match=refusal):
+        load_semantic(config)
+    load_semantic(config, weights="random")
+    branch = load_semantic(config, allow_pickle=True)
+    assert torch.equal(branch.model.pos_embed, model.pos_embed)
+
+    config = SemanticConfig(source="vit_huge_patch14_gap_224.in1k_ijepa", kind="timm")
+    with (
+        torch.device("meta"),
+        pytest.raises(OSError, match=r"pickled alone, at https.*allow_pickle=True"),
+    ):
+        load_semantic(config)
 
 
 def test_timm_weights_that_cannot_be_had() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -243,6 +247,31 @@ def test_a_whole_state_dict_brings_all_that_is_computed_with() -> None:
         assert torch.equal(fresh(image), trained(image))
 
 
+@pytest.mark.parametrize("built", ["random", "pretrained"])
+def test_foundations_that_a_state_dict_replaced_are_saved(
+    built: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    trained = timm.create_model(TINY, pretrained=True, num_classes=3).eval()
+    torch.save(trained.state_dict(), tmp_path / "whole.pth")
+    loaded = timm.create_model(
+        TINY,
+        pretrained=built == "pretrained",
+        num_classes=3,
+        checkpoint_path=tmp_path / "whole.pth",
+    )
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    # What was loaded, and what is trained further on it.
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        loaded.save_pretrained(folder)
+        names = load_file(folder / WEIGHTS_FILE)
+        assert any(".diffusion." in name for name in names) == (built == "random")
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        with torch.no_grad():
+            assert torch.equal(loaded(image), trained(image))
+    told = [str(warning.message) for warning in recwarn]
+    assert sum("built with random foundations" in text for text in told) == (built == "random")
+
+
 def test_segmentation_models_pytorch_has_the_trained_weights() -> None:
     smp = pytest.importorskip("segmentation_models_pytorch")
     model = smp.Unet("tu-sketchfusion_tiny", encoder_weights=True, classes=4).eval()
@@ -346,6 +375,65 @@ def test_pretrained_cfg_may_name_adapters(
     ).eval()
     levels = model.encoder.forward_levels(image).maps
     assert torch.equal(backbone(image)[1], levels[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "semantic", "kind"),
+    [
+        (TINY, "openai/clip-vit-base-patch16", "clip"),
+        ("sketchfusion_base", "vit_base_patch14_dinov2.lvd142m", "timm"),
+    ],
+)
+def test_a_semantic_branch_of_the_other_kind(name: str, semantic: str, kind: str) -> None:
+    with torch.device("meta"):
+        built = timm.create_model(name, semantic=semantic).encoder
+        assert (built.config.semantic.source, built.config.semantic.kind) == (semantic, kind)
+        # As the preset has it.
+        assert built.config.semantic.final_norm == (name == TINY)
+        assert built.semantic.channels == 768
+        with pytest.raises(ValueError, match="kind must be one of"):
+            timm.create_model(name, semantic=semantic, changes={"semantic__kind": "jpeg"})
+
+
+def test_cleandift_from_local_files(
+    pipeline_folder: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    options = {"pretrained": True, "diffusion": str(pipeline_folder), "semantic": str(clip_folder)}
+    name = "sketchfusion_base.cleandift"
+    with pytest.raises(OSError, match=r"diffusion__unet_file.*cleandift_sd21_unet\.safetensors"):
+        timm.create_model(name, **options)
+    path = tmp_path / "cleandift_sd21_unet.safetensors"
+    shutil.copyfile(pipeline_folder / "unet/diffusion_pytorch_model.safetensors", path)
+    model = timm.create_model(name, **options, changes={"diffusion__unet_file": str(path)})
+    assert model.encoder.config.diffusion.unet_file == str(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, True),
+        ({"features_only": True}, True),
+        ({"config": "paper"}, True),
+        ({"pretrained": True}, False),
+        ({"weights": "pretrained"}, False),
+        ({"freeze_foundations": False}, False),
+    ],
+)
+def test_random_frozen_foundations_are_told(
+    options: dict[str, Any], expected: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with torch.device("meta") if "config" in options else nullcontext():
+        timm.create_model(TINY, **options)
+    told = [text for text in caplog.messages if "foundations are random and frozen" in text]
+    assert len(told) == expected
+
+
+def test_where_foundations_are_kept(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    timm.create_model(TINY, cache_dir=tmp_path)
+    assert "HF_HOME" not in caplog.text
+    timm.create_model(TINY, pretrained=True, cache_dir=tmp_path)
+    assert f"cache_dir={tmp_path}" in caplog.text
+    assert f"go to {huggingface_hub.constants.HF_HUB_CACHE}" in caplog.text
 
 
 def test_pyramid_is_not_a_timm_model() -> None:

@@ -1,7 +1,7 @@
 """SketchFusion as timm models: a thin face of `SketchFusionEncoder` with a classifier.
 
 >>> import timm, sketchfusion_plugins
->>> model = timm.create_model("sketchfusion_tiny", num_classes=250)
+>>> model = timm.create_model("sketchfusion_tiny", pretrained=True, num_classes=250)
 >>> backbone = timm.create_model("sketchfusion_tiny", pretrained=True, features_only=True)
 """
 
@@ -26,6 +26,7 @@ from sketchfusion_plugins.checkpoint import load_adapters, save_adapters
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.encoder import FeatureLevels, SketchFusionEncoder
 from sketchfusion_plugins.presets import preset
+from sketchfusion_plugins.semantic import semantic_changes
 from timm_adapters.head import NormClassifierHead
 
 _logger = logging.getLogger(__name__)
@@ -51,8 +52,12 @@ class SketchFusion(nn.Module):
         freeze_foundations: See `EncoderConfig`; None keeps the configuration's value.
         foundation_dtype: See `EncoderConfig`; None keeps the configuration's value.
         weights: ``"pretrained"`` or ``"random"`` foundations.
-        diffusion: Hugging Face id or folder that replaces the configuration's.
-        semantic: Hugging Face id or folder that replaces the configuration's.
+        diffusion: Hugging Face id or folder that replaces the configuration's. ``cleandift`` takes
+            its UNet's weights from another file; to have that local too, add
+            ``changes=dict(diffusion__unet_file="/path/cleandift_sd21_unet.safetensors")``.
+        semantic: Folder, Hugging Face id of a CLIP, or name of a timm ViT that replaces the
+            configuration's: ``"vit_base_patch14_dinov2.lvd142m"``. ``semantic__final_norm`` stays
+            the configuration's (True in ``sketchfusion_tiny``, else False).
         changes: Further changes, as in `EncoderConfig.replace`.
         allow_pickle: See `SketchFusionEncoder`.
         device: Device to build on.
@@ -82,14 +87,11 @@ class SketchFusion(nn.Module):
             "freeze_foundations": freeze_foundations,
             "foundation_dtype": foundation_dtype,
             "diffusion__source": diffusion,
-            "semantic__source": semantic,
+            **semantic_changes(semantic),
         }
-        config = config.replace(
-            in_channels=in_chans,
-            weights=weights,
-            **{key: value for key, value in given.items() if value is not None},
-            **(changes or {}),
-        )
+        replaced = {key: value for key, value in given.items() if value is not None}
+        replaced |= changes or {}
+        config = config.replace(in_channels=in_chans, weights=weights, **replaced)
         self.num_classes = num_classes
         self.in_chans = in_chans
         with nullcontext() if device is None else torch.device(device):

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import HF_HUB_CACHE
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
@@ -112,6 +113,14 @@ def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) 
         "config", TAG_PRESETS.get(cfg.tag, TAG_PRESETS[default_cfgs[variant].tags[0]])
     )
     kwargs.setdefault("weights", "pretrained" if pretrained else "random")
+    if kwargs.get("cache_dir") and kwargs["weights"] == "pretrained":
+        _logger.warning(
+            "%s: cache_dir=%s is timm's alone; foundations from the hub go to %s. To keep them "
+            "elsewhere, set HF_HOME before Python starts.",
+            variant,
+            kwargs["cache_dir"],
+            HF_HUB_CACHE,
+        )
 
     def build(with_adapters: bool) -> nn.Module:
         model: nn.Module = build_model_with_cfg(
@@ -137,8 +146,14 @@ def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) 
             # The caller changed foundations or architecture: then these adapters are not meant.
             model = build(False)
             adapters = f"injection, aggregation and head are fresh, because {error}"
+    config = next(m for m in model.modules() if isinstance(m, SketchFusionEncoder)).config
+    if not pretrained and config.weights == "random" and config.freeze_foundations:
+        _logger.warning(
+            "%s: foundations are random and frozen, so they never learn. Use pretrained=True, load "
+            "a whole state dict, or train them from scratch with freeze_foundations=False.",
+            variant,
+        )
     if pretrained:
-        config = next(m for m in model.modules() if isinstance(m, SketchFusionEncoder)).config
         _logger.warning(
             "%s: loaded foundations %s and %s; %s",
             variant,

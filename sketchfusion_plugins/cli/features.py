@@ -41,8 +41,9 @@ def features(
 ) -> None:
     """Write one descriptor per picture: a retrieval model's embedding, else pooled features.
 
-    A .jsonl file is continued: pictures in it are not described again. Launched by torchrun or
-    accelerate, the pictures are shared out among the processes.
+    A .jsonl file is continued: pictures in it are not described again. One with relative paths is
+    continued in the folder that they start from. Launched by torchrun or accelerate, the pictures
+    are shared out among the processes.
 
     Example: sketchfusion features drawings --model sketchfusion/tiny --out features.jsonl
     """
@@ -52,6 +53,7 @@ def features(
         from sketchfusion_plugins.inference.descriptor_files import (
             DescriptorWriter,
             check_target,
+            fitting_paths,
             known_paths,
         )
         from sketchfusion_plugins.inference.models import (
@@ -65,7 +67,8 @@ def features(
 
         check_target(out)
         problems = Problems(strict)
-        paths = list_pictures(inputs, problems)
+        listed = list_pictures(inputs, problems)
+        paths = fitting_paths(out, listed, problems)
         side = size or default_size(model)
         opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
         keep_foundations(opened, cache)
@@ -95,7 +98,7 @@ def features(
             forget_parts(ranks, out)
         present = len(paths) - len(missing)
         if ranks.is_first and not written and not present:
-            raise OSError(f"none of {len(paths)} files is a picture: {problems.first}")
+            raise OSError(f"none of {len(listed)} files is a picture: {problems.first}")
     if not ranks.is_first:
         end_with(problems)
         return

@@ -93,6 +93,8 @@ def train(
 ) -> None:
     """Train injection, aggregation and a task's head, then judge them on held-out data.
 
+    With --set train_cfg.val_interval=1000 they are judged every 1,000 steps too.
+
     Example: sketchfusion train correspondence --model tiny --iterations 200
     """
     options = _parse(settings or [])

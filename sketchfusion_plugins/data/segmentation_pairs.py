@@ -38,10 +38,10 @@ HOW_TO_GET = (
 class SketchSegmentation(Dataset[dict[str, Any]]):
     """Photos, each with a sketch of a category that it holds.
 
-    Samples: ``sketch`` [3, S, S], padded with white, and ``photo`` [3, S, S], stretched, in -1..1;
-    ``mask`` [S, S], Boolean, the category's pixels; ``valid`` [S, S], Boolean, False where the mask
-    is ignored; ``label``, the category's index; ``key``, ``"<photo> <category>/<sketch>"``. The
-    sketch follows from ``seed`` and the index.
+    Samples: ``sketch`` and ``photo`` [3, S, S], padded with white, in -1..1; ``mask`` [S, S],
+    Boolean, the category's pixels; ``valid`` [S, S], Boolean, False where the mask is ignored and
+    in the photo's padding; ``label``, the category's index; ``key``,
+    ``"<photo> <category>/<sketch>"``. The sketch follows from ``seed`` and the index.
 
     Args:
         root: Folder of the layout above.
@@ -55,8 +55,8 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
 
     Raises:
         FileNotFoundError: A file or folder is missing, or a category has no sketch.
-        ValueError: ``classes.json``, a mask or an argument is not as expected, or no photo holds
-            any of the categories.
+        ValueError: ``classes.json``, a mask or an argument is not as expected, two photos are of
+            one stem, or no photo holds any of the categories.
     """
 
     def __init__(
@@ -163,10 +163,10 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
                 f"{self._mask_path(photo)} is {labelled.shape[1]} x {labelled.shape[0]}, expected "
                 f"{picture.width} x {picture.height} like {photo} (after its EXIF rotation)."
             )
-        mask = self._resized(labelled)
+        padded, mask = to_tensor(picture, self.size), self._padded(labelled)
         return {
             "sketch": to_tensor(open_image(sketch), self.size),
-            "photo": to_tensor(picture, self.size, fit="stretch"),
+            "photo": padded,
             "mask": mask == self.values[name],
             "valid": mask != IGNORED,
             "label": int(self.labels[item]),
@@ -176,12 +176,12 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
     def _mask_path(self, photo: Path) -> Path:
         return self.root / "masks" / f"{photo.stem}.png"
 
-    def _resized(self, mask: NDArray[np.uint8]) -> Tensor:
-        from PIL import Image
+    def _padded(self, mask: NDArray[np.uint8]) -> Tensor:
+        from PIL import Image, ImageOps
 
-        side = (self.size, self.size)
+        side, nearest = (self.size, self.size), Image.Resampling.NEAREST
         return torch.from_numpy(
-            np.array(Image.fromarray(mask).resize(side, Image.Resampling.NEAREST))
+            np.array(ImageOps.pad(Image.fromarray(mask), side, nearest, color=IGNORED))
         )
 
 
@@ -242,6 +242,20 @@ def read_mask(path: Path, values: Mapping[str, int]) -> NDArray[np.uint8]:
 
 
 def _photos(folder: Path) -> list[Path]:
+    """Photos by name; hidden files are passed over."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing. {HOW_TO_GET}")
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    photos = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
+    seen: set[str] = set()
+    for photo in photos:
+        if photo.stem in seen:
+            raise ValueError(
+                f"{photo}: another photo has the same stem, so masks cannot tell them apart. "
+                "Rename one, and its mask."
+            )
+        seen.add(photo.stem)
+    return photos

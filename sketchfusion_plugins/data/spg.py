@@ -3,12 +3,22 @@
 Sketches are Quick, Draw!'s (Google, CC BY 4.0); the labels come from "Toward Deep Universal Sketch
 Perceptual Grouper" (Li et al., IEEE TIP 2019). What is read is a compact form of it, a folder with
 
-    spg.csv             columns index, class, split ("train" or "valid"), ...
-    spg_strokes.npz     drawings and the part of every point; see `data.compact_strokes`
-    parts.json          part names by class
+    spg.csv             a header, then a drawing a line, with the columns index, class and split;
+                        others are left alone
+    spg_strokes.npz     arrays xy, stroke, part and offset of all drawings; see
+                        `data.compact_strokes`
+    parts.json          {"<class>": ["<part>", ...], ...}
+
+``index`` is the drawing's number in the arrays, from 0: drawing i is their rows ``offset[i]`` to
+``offset[i + 1]``, the latter excluded. ``split`` is ``train``, which is trained on, or ``valid``,
+which is judged and comes out as ``val``. ``xy`` is absolute, y downwards, in any unit. ``stroke``
+counts a drawing's strokes in the order of drawing. ``part`` of a point is the place of its part in
+the list of its class, from 0; in pictures, a stroke has the part of its first point.
 
 The authors publish drawings as rows (dx, dy, pen state, group) at
-https://github.com/KeLi-SketchX/SketchX-PRIS-Dataset; nothing here converts them.
+https://github.com/KeLi-SketchX/SketchX-PRIS-Dataset, and nothing here converts them. ``xy`` is the
+running sum of dx and dy, ``stroke`` goes up by one where the pen was lifted, and a group is a part;
+which name a group has, and whether groups count from 0, is to be looked up there.
 """
 
 from __future__ import annotations

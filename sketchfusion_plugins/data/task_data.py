@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sketchfusion_plugins.data.layout import IGNORED
+from sketchfusion_plugins.data.pictures import NO_INSTANCE
 
 Samples = Dataset[dict[str, Any]]
 
@@ -67,6 +68,9 @@ class TaskData:
 class SketchPhotoPairs(Dataset[dict[str, Any]]):
     """Sketches, each with a photo of the same instance or category, drawn anew at every visit.
 
+    A sketch without an instance, `sketchfusion_plugins.data.pictures.NO_INSTANCE`, has no photo of
+    the same one.
+
     Samples: ``sketch`` and ``photo`` [3, H, W]; the sketch's ``label``, ``instance`` and ``key``.
 
     Args:
@@ -89,6 +93,9 @@ class SketchPhotoPairs(Dataset[dict[str, Any]]):
         self.order = order
         self.first = torch.searchsorted(ordered, wanted.contiguous())
         self.count = torch.searchsorted(ordered, wanted.contiguous(), right=True) - self.first
+        if by == "instance":
+            # Photos without one have this number too.
+            self.count[wanted == NO_INSTANCE] = 0
         self.usable = (self.count > 0).nonzero().squeeze(1)
         if not len(self.usable):
             raise ValueError(

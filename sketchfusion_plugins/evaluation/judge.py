@@ -1,7 +1,8 @@
 """Measures of one model on a task's data.
 
 A trained `Task` answers by itself. Plain `Features` answer without training what can be answered by
-similarity; a linear probe and a threshold are fitted on the training part.
+similarity; a linear probe and a threshold are fitted on the training part, of a large one on
+pictures evenly spaced.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from sketchfusion_plugins.metrics.query_segmentation import (
     query_segmentation_scores,
 )
 from sketchfusion_plugins.metrics.recognition import top_k_correct
-from sketchfusion_plugins.metrics.retrieval import balanced, score_embeddings
+from sketchfusion_plugins.metrics.retrieval import group_weights, score_embeddings
 from sketchfusion_plugins.metrics.retrieval_definitions import DEFINITIONS
 from sketchfusion_plugins.tasks.base import Task
 
+# Pictures that a probe is fitted on: all of TU-Berlin's. More would not fit into memory.
+PROBED_PICTURES = 15_000
 # Pairs that a threshold is fitted on, and thresholds tried.
 FITTED_PAIRS = 256
 
@@ -50,6 +53,8 @@ class Judge:
 
     Attributes:
         definitions: Names of the definitions; empty where the task has none.
+        probed: What linear probes of recognition are fitted on: of ``data.fit`` as many pictures
+            as `PROBED_PICTURES` at most, evenly spaced; None without a probe.
     """
 
     def __init__(
@@ -74,6 +79,9 @@ class Judge:
             raise ValueError(f"unknown task {data.task!r}; choose one of {', '.join(judges)}.")
         self._judge = judges[data.task]
         self.definitions = _definitions(data.task, definition)
+        self.probed: Subset[dict[str, Any]] | None = None
+        if data.task == "recognition" and data.fit is not None:
+            self.probed = _spread(data.fit, PROBED_PICTURES)
 
     def __call__(self, model: Task | Features) -> Row:
         """Measures of a model; it is left in the mode and on the device that it was in.
@@ -110,9 +118,9 @@ class Judge:
                 labels.append(batch["label"].cpu())
             scores, truth = torch.cat(logits), torch.cat(labels)
         else:
-            if self.data.fit is None:
+            if self.probed is None:
                 raise ValueError("these data have no part to fit a probe on.")
-            train, train_labels = self._descriptors(model, self.data.fit, "label")
+            train, train_labels = self._descriptors(model, self.probed, "label")
             test, truth = self._descriptors(model, self.data.test, "label")
             ridge = RidgeClassifier.fit(train.numpy(), train_labels.numpy(), len(self.classes))
             scores = torch.from_numpy(ridge.scores(test.numpy()))
@@ -157,9 +165,9 @@ class Judge:
             )
             for measure in self.data.measures:
                 values = torch.cat([part.values[measure] for part in scores])
-                if DEFINITIONS[definition].over_classes and not measure.startswith("Acc@"):
-                    values = balanced(values, asked)
-                found[self._name(measure, definition)] = Measured.of(values)
+                by_class = DEFINITIONS[definition].over_classes and not measure.startswith("Acc@")
+                weights = group_weights(asked) if by_class else None
+                found[self._name(measure, definition)] = Measured.of(values, weights)
         return found
 
     def _name(self, measure: str, definition: str) -> str:
@@ -255,6 +263,13 @@ class SamePlace(Features):
     """Answers every correspondence with the place asked for: what alignment alone gives."""
 
     channels = 1
+
+
+def _spread(data: Samples, most: int) -> Subset[dict[str, Any]]:
+    """All items, or as many as are wanted at most, evenly spaced."""
+    count = len(data)  # type: ignore[arg-type]
+    kept = min(count, most)
+    return Subset(data, [index * count // kept for index in range(kept)])
 
 
 def _definitions(task: str, definition: str | Sequence[str] | None) -> tuple[str, ...]:

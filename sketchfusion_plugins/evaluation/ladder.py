@@ -102,6 +102,9 @@ def evaluate(
     known["size"] = data.size
     if judge.definitions:
         known["definition"] = " and ".join(judge.definitions)
+    # Where probes see all, reports of earlier versions go on.
+    if judge.probed is not None and len(judge.probed) < len(data.fit):  # type: ignore[arg-type]
+        known["probe"] = f"fitted on {len(judge.probed)} of {len(data.fit)}"  # type: ignore[arg-type]
     report = Report(data.task, data.source, {**known, **(about or {})})
     done: dict[str, Row] = {}
     if out is not None and (out / f"{data.task}.json").exists():

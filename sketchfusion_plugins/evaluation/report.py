@@ -12,7 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sketchfusion_plugins.files import write_text
-from sketchfusion_plugins.metrics.intervals import Interval, bootstrap_mean, wilson
+from sketchfusion_plugins.metrics.intervals import (
+    Interval,
+    bootstrap_mean,
+    check_weights,
+    wilson,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,26 +40,29 @@ class Measured:
     count: int
 
     @classmethod
-    def of(cls, values: ArrayLike) -> Measured:
-        """Mean of items ``[N]``, 0..1.
+    def of(cls, values: ArrayLike, weights: ArrayLike | None = None) -> Measured:
+        """Mean of items ``[N]``, 0..1, by their weights ``[N]`` if there are any.
 
-        The interval is Wilson's where every item is right or wrong, else a percentile bootstrap
-        with 10,000 resamples and a fixed seed; one item alone leaves it at 0 to 1. It covers the
-        choice of items alone, not that of a training run's seed.
+        The interval is Wilson's where every item is right or wrong and all weigh the same, else a
+        percentile bootstrap with 10,000 resamples and a fixed seed; one item alone leaves it at 0
+        to 1. It covers the choice of items alone, not that of a training run's seed.
 
         Raises:
-            ValueError: No items.
+            ValueError: No items, or weights that are not one finite number above 0 for each.
         """
         items = np.asarray(values, dtype=np.float64)
         if not len(items):
             raise ValueError("expected at least one judged item, got none.")
-        mean = float(items.mean())
-        if np.isin(items, (0.0, 1.0)).all():
+        weighing = None if weights is None else check_weights(weights, len(items))
+        if weighing is not None and (weighing == weighing[0]).all():
+            weighing = None
+        mean = float(np.average(items, weights=weighing))
+        if weighing is None and np.isin(items, (0.0, 1.0)).all():
             interval = wilson(mean, len(items))
         elif len(items) == 1:
             interval = Interval(0.0, 1.0)
         else:
-            interval = bootstrap_mean(items)
+            interval = bootstrap_mean(items, weights=weighing)
         # Rounding must not put the mean outside of its interval.
         return cls(mean, min(interval.low, mean), max(interval.high, mean), len(items))
 

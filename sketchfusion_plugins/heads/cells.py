@@ -88,7 +88,7 @@ def stride_pair(stride: Stride) -> tuple[float, float]:
 
 
 def visible_points(points: Tensor, visible: Tensor | None) -> Tensor:
-    """Check points and say which there are, bool ``[B, N]``.
+    """Check points and say which there are, bool ``[B, N]`` on the points' device.
 
     Raises:
         ValueError: Shapes do not fit, or a visible point is not finite.
@@ -104,6 +104,7 @@ def visible_points(points: Tensor, visible: Tensor | None) -> Tensor:
             f"expected visible as bool {list(points.shape[:2])}, one per point, got "
             f"{visible.dtype} {list(visible.shape)}."
         )
+    visible = visible.to(points.device)
     finite = points.isfinite().all(dim=2) | ~visible
     if not torch.compiler.is_compiling() and not bool(finite.all()):
         raise ValueError(

@@ -65,8 +65,8 @@ def match_points(
     Args:
         source: Map of the source images, ``[B, C, h, w]``.
         target: Map of the target images, ``[B, C, h2, w2]``.
-        points: ``[B, N, 2]`` in pixels of the source images; those outside take the border's
-            descriptor.
+        points: ``[B, N, 2]`` in pixels of the source images, on any device; those outside take
+            the border's descriptor.
         source_stride: Pixels per cell of the source map.
         target_stride: Pixels per cell of the target map.
         visible: Which points there are, bool ``[B, N]``; None for all. The others may hold
@@ -78,7 +78,8 @@ def match_points(
         chunk: Points matched at a time, which bounds the memory of inference.
 
     Returns:
-        ``[B, N, 2]`` in pixels of the target images; NaN for points that are not visible.
+        ``[B, N, 2]`` in pixels of the target images, on the maps' device; NaN for points that are
+        not visible.
 
     Raises:
         ValueError: Shapes do not fit, a visible point is not finite, or an option is out of range.
@@ -94,7 +95,7 @@ def match_points(
     check_maps(source, target)
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 point, got {chunk}.")
-    visible = visible_points(points, visible).to(source.device)
+    visible = visible_points(points, visible)
     if radius == "auto":
         radius = max(1, max(target.shape[-2:]) // CELLS_PER_RADIUS)
     vertical, horizontal = stride_pair(target_stride)
@@ -106,7 +107,7 @@ def match_points(
             for part in queries.split(chunk, dim=1)
         ]
     pixels = torch.cat(found, dim=1) * queries.new_tensor([horizontal, vertical])
-    return torch.where(visible[..., None], pixels, float("nan"))
+    return torch.where(visible.to(pixels.device)[..., None], pixels, float("nan"))
 
 
 def soft_argmax(

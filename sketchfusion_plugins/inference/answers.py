@@ -16,7 +16,7 @@ from sketchfusion_plugins.features import Features, pixel_similarity
 from sketchfusion_plugins.heads.cells import sample_descriptors
 from sketchfusion_plugins.heads.matching import Matches, match_mutually, match_points
 from sketchfusion_plugins.heads.query import PAPER, ink_cells
-from sketchfusion_plugins.images import to_tensor
+from sketchfusion_plugins.images import flatten_image, to_tensor
 from sketchfusion_plugins.inference.picture_files import read_batches
 from sketchfusion_plugins.inference.placement import Placement
 from sketchfusion_plugins.problems import Problems
@@ -132,19 +132,22 @@ def match_pictures(
 ) -> Matches:
     """Where a sketch's points lie in a photo.
 
+    Both pictures are put upright first, as their EXIF data say: all points are in that frame.
+
     Args:
         model: The model.
         sketch: The sketch, dark on white.
         photo: The photo.
         size: Side, in pixels, of the square that both are padded to.
-        points: ``[N, 2]`` as ``(x, y)`` in the sketch's own pixels; None chooses them on its ink.
+        points: ``[N, 2]`` as ``(x, y)`` in the upright sketch's own pixels; None chooses them on
+            its ink.
         count: Points to choose.
         mutual: Choose cells that are each other's nearest neighbour, instead of points that are
             spread over the ink.
 
     Returns:
-        Points in the two pictures' own pixels, and their cosine similarity, on the CPU. A point
-        that was found in the photo's padding is moved to its nearest edge.
+        Points in the two upright pictures' own pixels, and their cosine similarity, on the CPU. A
+        point that was found in the photo's padding is moved to its nearest edge.
 
     Raises:
         ValueError: No ink to choose points on, a point outside the sketch, or points and ``mutual``
@@ -154,6 +157,7 @@ def match_pictures(
         raise ValueError("mutual neighbours are cells of the maps; give points or mutual, not both")
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}.")
+    sketch, photo = flatten_image(sketch), flatten_image(photo)
     source, target = (_square(model, image, size) for image in (sketch, photo))
     origin, goal = (Placement(*image.size, size) for image in (sketch, photo))
     features = features_of(model)
@@ -201,6 +205,8 @@ def segment_picture(
 ) -> Tensor:
     """The part of a photo that a sketch denotes.
 
+    Both pictures are put upright first, as their EXIF data say.
+
     Args:
         model: A query segmentation task, or any features.
         sketch: The sketch, dark on white.
@@ -211,12 +217,13 @@ def segment_picture(
             small: twice the size shows those of a quarter of it as large as the sketch.
 
     Returns:
-        bool ``[height, width]`` of the photo itself, on the CPU.
+        bool ``[height, width]`` of the upright photo itself, on the CPU.
 
     Raises:
         ValueError: A threshold where the model has learned one, or none where it has not.
     """
     side = photo_size or size
+    sketch, photo = flatten_image(sketch), flatten_image(photo)
     source, target = _square(model, sketch, size), _square(model, photo, side)
     placement = Placement(*photo.size, side)
     if isinstance(model, QuerySegmentation):

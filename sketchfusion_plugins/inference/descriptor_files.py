@@ -13,7 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from sketchfusion_plugins.files import lock_file, replacing, write_safetensors
+from sketchfusion_plugins.problems import Problems, skipping
 
+# Bytes of a safetensors header, which holds the paths; the rest of it takes a few hundred.
+LARGEST_HEADER = 100_000_000
+HEADER_REST = 1000
 LINE_START = b'{"path": "'
 SUFFIXES = (".jsonl", ".parquet", ".safetensors")
 
@@ -21,18 +25,20 @@ SUFFIXES = (".jsonl", ".parquet", ".safetensors")
 class DescriptorWriter:
     """Writes descriptors with their pictures' paths; a context manager.
 
-    A ``.jsonl`` file gets a line ``{"path", "model", "descriptor"}`` at once for every picture; an
-    existing one is continued, by one writer at a time. ``.parquet`` (columns ``path`` and
-    ``descriptor``) and ``.safetensors`` (``descriptors`` [N, D], with ``paths`` and ``model`` in
-    the header) are written atomically when the block ends without error, and replace what was
-    there.
+    A ``.jsonl`` file gets a line ``{"path", "model", "descriptor"}`` at once for every picture, and
+    in it ``"folder"``, the working folder, where the path is relative; an existing one is
+    continued, by one writer at a time and, if it holds relative paths, in their folder alone.
+    ``.parquet`` (columns ``path`` and ``descriptor``) and ``.safetensors`` (``descriptors`` [N, D],
+    with ``paths`` and ``model`` in the header) are written atomically when the block ends without
+    error, and replace what was there; `fitting_paths` tells beforehand what they cannot hold.
 
     Args:
         path: File to write.
         model: Fingerprint of the model that makes the descriptors.
 
     Raises:
-        ValueError: Unknown suffix, or the file holds lines of another model, or none of ours.
+        ValueError: Unknown suffix, or the file holds lines of another model, paths relative to
+            another folder, or no lines of ours.
         ModuleNotFoundError: pyarrow is needed and not installed.
         BlockingIOError: Another writer has the ``.jsonl`` file open.
         OSError: The file cannot be written.
@@ -64,15 +70,22 @@ class DescriptorWriter:
 
         Raises:
             OSError: The disk is full; the file holds what it held before.
+            ValueError: The file cannot hold one of the paths; none of these was added.
         """
         descriptors = descriptors.detach().cpu().float()
         names = [str(path) for path in paths]
         if self._file is None:
+            if self.suffix == ".parquet":
+                for name in names:
+                    _check_encoding(name)
             self._paths += names
             self._descriptors.append(descriptors)
             return
         lines = [
-            json.dumps({"path": name, "model": self.model, "descriptor": values}) + "\n"
+            json.dumps(
+                {"path": name, **_folder_of(name), "model": self.model, "descriptor": values}
+            )
+            + "\n"
             for name, values in zip(names, descriptors.tolist(), strict=True)
         ]
         end = self._file.seek(0, os.SEEK_END)
@@ -131,7 +144,8 @@ def known_paths(path: Path, model: str) -> frozenset[str]:
     """Paths in a ``.jsonl`` file, which may have a writer; none if there is no such file.
 
     Raises:
-        ValueError: The file holds lines of another model, or none of ours.
+        ValueError: The file holds lines of another model, paths relative to another folder, or no
+            lines of ours.
         OSError: The file cannot be read.
     """
     if path.suffix.lower() != ".jsonl" or not path.exists():
@@ -152,6 +166,53 @@ def check_target(path: Path) -> None:
         raise ValueError(f"cannot write {path.name!r}; valid suffixes: {', '.join(SUFFIXES)}.")
     if suffix == ".parquet":
         _require_pyarrow()
+
+
+def fitting_paths(target: Path, paths: Sequence[Path], problems: Problems) -> list[Path]:
+    """Pictures whose paths a file of descriptors can hold, known before any is described.
+
+    Args:
+        target: The file to write.
+        paths: All pictures that may come into it.
+        problems: Collects those that it cannot hold.
+
+    Raises:
+        OSError: There is one, and ``problems`` is strict.
+        ValueError: All paths together are more than a safetensors header can hold.
+    """
+    suffix = target.suffix.lower()
+    if suffix == ".parquet":
+        fitting = []
+        for path in paths:
+            with skipping(problems, path):
+                _check_encoding(str(path))
+                fitting.append(path)
+        return fitting
+    if suffix == ".safetensors":
+        # The header is JSON and has them as JSON in a string, whose quotes are escaped.
+        size = len(json.dumps(json.dumps([str(path) for path in paths])))
+        room = LARGEST_HEADER - HEADER_REST
+        if size > room:
+            raise ValueError(
+                f"the paths of {len(paths):,} pictures take {size:,} bytes of the file's header, "
+                f"expected at most {room:,}. Write a file ending in .jsonl or .parquet."
+            )
+    return list(paths)
+
+
+def _check_encoding(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            "its path is not UTF-8, which Parquet asks for. Rename it, or write a file ending in "
+            ".jsonl or .safetensors."
+        ) from error
+
+
+def _folder_of(name: str) -> dict[str, str]:
+    """What a line adds to a relative path, which would else be another picture's elsewhere."""
+    return {} if Path(name).is_absolute() else {"folder": str(Path.cwd())}
 
 
 def _write_parquet(path: Path, names: Sequence[str], descriptors: Tensor, model: str) -> None:
@@ -199,6 +260,13 @@ def _read_lines(lines: Iterable[bytes], path: Path, model: str) -> tuple[frozens
             raise ValueError(
                 f"{path}, line {number} was made by the model {found}, this is {model}. "
                 "Choose another file, or delete it."
+            )
+        # Lines of versions that did not write it are taken for this folder's.
+        folder = row.get("folder")
+        if folder is not None and folder != str(Path.cwd()):
+            raise ValueError(
+                f"{path}, line {number} names {name!r} relative to {folder}, you are in "
+                f"{Path.cwd()}. Run the command there, or choose another file."
             )
         if cut:
             break

@@ -158,13 +158,15 @@ def add_pictures(
         known: IndexWriter | set[str] = set() if writer is None else writer
         if exists and not ranks.is_first:
             known = {key for key, _ in SketchIndex.open(index).items()}
-        waiting = {picture_key(path): path for path in paths if picture_key(path) not in known}
+        keys = dict.fromkeys(map(picture_key, paths))
+        # Parts of a killed launch may be gone on with from another folder, so they hold keys too.
+        waiting = [Path(key) for key in keys if key not in known]
         before = 0 if writer is None else len(writer)
         collected = 0
         for readable, vectors in describe_together(
             ranks,
             model,
-            list(waiting.values()),
+            waiting,
             described.size,
             problems,
             result=index,

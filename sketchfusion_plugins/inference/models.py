@@ -213,6 +213,9 @@ def model_fingerprint(model: nn.Module) -> str:
         for part, names in _WHEREABOUTS.items():
             for name in names:
                 del (config if part is None else config[part])[name]
+        # As indexes have it that were written before there was a choice.
+        if config["semantic"]["shrink"]:
+            del config["semantic"]["shrink"]
         digest.update(json.dumps(config, sort_keys=True).encode())
         digest.update(fingerprint(encoders[0]).encode())
         if isinstance(model, Task | FusedFeatures):

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ def list_pictures(inputs: Sequence[str | Path], problems: Problems | None = None
 
     Files named outright are kept whatever their suffix, and also if they do not exist: reading them
     tells why they cannot be used. Hidden files and folders are passed over. None comes twice.
+    Symbolic links to folders are followed: what they lead to is listed below the first of them,
+    unless it lies in the folder itself.
 
     Args:
         inputs: Files and folders.
@@ -138,11 +141,35 @@ def _pictures_below(folder: Path, problems: Problems | None) -> Iterator[Path]:
             raise error
         problems.add(error.filename, error)
 
-    for parent, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(parent, name) for name in files if not name.startswith(".")):
-            if path.suffix.lower() in SUFFIXES and _may_be_file(path):
-                yield path
+    visited: set[tuple[int, int]] = set()
+    tops = [folder]
+    while tops:
+        links = []
+        for parent, folders, files in chain.from_iterable(
+            os.walk(top, onerror=unreadable) for top in tops
+        ):
+            status = Path(parent).stat()
+            place = (status.st_dev, status.st_ino)
+            # Nothing that lies in the folder itself is left out.
+            if place in visited and tops != [folder]:
+                folders.clear()
+                continue
+            visited.add(place)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            links += [path for name in folders if _is_link(path := Path(parent, name))]
+            for path in (Path(parent, name) for name in files if not name.startswith(".")):
+                if path.suffix.lower() in SUFFIXES and _may_be_file(path):
+                    yield path
+        # After all that needs no link, whose pictures so keep their names.
+        tops = sorted(links)
+
+
+def _is_link(path: Path) -> bool:
+    """False also for what cannot be asked; looking into it tells why it cannot be."""
+    try:
+        return path.is_symlink()
+    except OSError:
+        return False
 
 
 def _may_be_file(path: Path) -> bool:

@@ -5,8 +5,9 @@ Launch a command with ``torchrun`` or ``accelerate launch`` and its work is shar
     torchrun --nproc-per-node 8 -m sketchfusion_plugins features photos --model ... --out ...
 
 Every process keeps what it has done in a file beside the result, so nothing is lost with a process;
-launched again, with as many processes or fewer, the command goes on. Processes on several machines
-need a folder that all of them share.
+launched again, with as many processes or fewer, the command goes on. Where pictures were named by
+relative paths, that is refused in another working folder. Processes on several machines need a
+folder that all of them share.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def describe_together(
         OSError: A part cannot be read or written, or the first process does not see what others
             wrote.
         RuntimeError: Another process has died.
-        ValueError: A part is of another model.
+        ValueError: A part is of another model, or holds paths relative to another folder.
     """
     options: dict[str, Any] = {
         "batch_size": batch_size,

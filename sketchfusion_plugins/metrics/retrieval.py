@@ -55,19 +55,24 @@ class RetrievalScores:
             groups: Group of *every* query, skipped ones included, such as its class, ``[Q]``.
         """
         values = self.values[name]
-        return float((values if groups is None else balanced(values, groups[self.queries])).mean())
+        if groups is None:
+            return float(values.mean())
+        weights = group_weights(groups[self.queries])
+        return float((values * weights).sum() / weights.sum())
 
 
-def balanced(values: Tensor, groups: Tensor) -> Tensor:
-    """Values so weighted that their mean is the mean over the means of groups.
+def group_weights(groups: Tensor) -> Tensor:
+    """Weights of items by which their mean is the mean over the means of groups.
 
     Args:
-        values: ``[N]``.
-        groups: Group of each, ``[N]``.
+        groups: Group of every item, ``[N]``.
+
+    Returns:
+        1 over the size of the item's group, float64 ``[N]`` on the CPU.
     """
-    _, group = groups.cpu().unique(return_inverse=True)
-    counts = torch.bincount(group)
-    return values * (len(values) / (len(counts) * counts[group]))
+    _, group, sizes = groups.cpu().unique(return_inverse=True, return_counts=True)
+    weights: Tensor = 1 / sizes[group].double()
+    return weights
 
 
 def score_embeddings(

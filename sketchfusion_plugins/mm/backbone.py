@@ -13,6 +13,7 @@ from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.inference.models import find_config
 from sketchfusion_plugins.mm.frozen import FrozenFoundations
+from sketchfusion_plugins.semantic import semantic_changes
 
 
 @MODELS.register_module()
@@ -35,8 +36,12 @@ class SketchFusion(FrozenFoundations, BaseModule):  # type: ignore[misc]
             the variant by the configuration they were trained with.
         changes: Changes of the configuration, as in `EncoderConfig.replace`:
             ``dict(diffusion__timestep=50, taps=("up1", "up2"))``.
-        diffusion: Hugging Face id or folder that replaces the configuration's.
-        semantic: Hugging Face id or folder that replaces the configuration's.
+        diffusion: Hugging Face id or folder that replaces the configuration's. ``cleandift`` takes
+            its UNet's weights from another file; to have that local too, add
+            ``changes=dict(diffusion__unet_file="/path/cleandift_sd21_unet.safetensors")``.
+        semantic: Folder, Hugging Face id of a CLIP, or name of a timm ViT that replaces the
+            configuration's: ``"vit_base_patch14_dinov2.lvd142m"``. ``semantic__final_norm`` stays
+            the configuration's (True in ``sketchfusion_tiny``, else False).
         weights: ``"pretrained"`` or ``"random"`` foundations; None keeps the configuration's.
         in_channels: 1, 3 or 4; None keeps the configuration's.
         freeze_foundations: None keeps the configuration's (frozen).
@@ -77,7 +82,7 @@ class SketchFusion(FrozenFoundations, BaseModule):  # type: ignore[misc]
         super().__init__(init_cfg)
         given: dict[str, Any] = {
             "diffusion__source": diffusion,
-            "semantic__source": semantic,
+            **semantic_changes(semantic),
             "weights": weights,
             "in_channels": in_channels,
             "freeze_foundations": freeze_foundations,

@@ -92,7 +92,7 @@ class RenderStrokes(BaseTransform):  # type: ignore[misc]
 
     Required keys: ``drawing``. Added keys: ``img`` [size, size, 3], the same in BGR as in RGB;
     ``gt_seg_map`` [size, size]; ``img_shape``, ``ori_shape``; ``stroke_points``, the points that
-    were drawn, in pixels of this picture, for `RenderedStrokeMetric`.
+    were drawn, in pixels of this picture, for `StrokeMetric`.
 
     Args:
         size: Side of the picture in pixels.

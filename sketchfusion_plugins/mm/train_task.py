@@ -111,7 +111,8 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
 
     Args:
         config: See `read_config`; ``work_dir`` must be set. Without ``data.seed`` the split is that
-            of the adapters to start from.
+            of the adapters to start from; without ``train_cfg.val_interval`` the end alone is
+            judged.
         data: Data instead of those that the config names. Settings of the task that the config
             leaves out follow from the data: recognition's classes, what retrieval compares by.
 
@@ -161,7 +162,8 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
         model=TaskModel(task),
         work_dir=config.work_dir,
         train_dataloader=_batches(samples, seed, **config.train_dataloader),
-        train_cfg=config.train_cfg,
+        # Judging can take longer than training; mmengine's own interval is 1,000 iterations.
+        train_cfg={"val_interval": config.train_cfg.max_iters, **config.train_cfg},
         val_dataloader=DataLoader(data.test),
         val_cfg={"type": "TaskEvaluationLoop"},
         val_evaluator=judge,

@@ -28,7 +28,6 @@ class Correspondence(Task):
             default end-point error and contrastive loss, as in the released code's parent.
 
     Raises:
-        ImportError: kornia is not installed.
         ValueError: No single map, or an option is out of range.
     """
 
@@ -50,6 +49,10 @@ class Correspondence(Task):
 
         Returns:
             ``[B, N, 2]`` in pixels of the targets.
+
+        Raises:
+            ModuleNotFoundError: kornia is not installed.
+            ValueError: Shapes do not fit, or an option is out of range.
         """
         source_map, target_map = self._maps(source, target)
         stride = self.features.stride
@@ -58,7 +61,11 @@ class Correspondence(Task):
         )
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Losses of ``source``, ``target``, their ``*_points`` [B, N, 2] and ``visible`` [B, N]."""
+        """Losses of ``source``, ``target``, their ``*_points`` [B, N, 2] and ``visible`` [B, N].
+
+        Raises:
+            ModuleNotFoundError: There is an end-point error, and kornia is not installed.
+        """
         source_map, target_map = self._maps(batch["source"], batch["target"])
         stride = self.features.stride
         losses: dict[str, Tensor] = self.criterion(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,60 @@ def test_nothing_but_bad_files_is_an_error(run: Any, tmp_path: Path) -> None:
     result = run("features", bad, "--model", "hog", "--out", out, status=1)
     assert "none of 1 files is a picture" in result.stderr
     assert not out.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
+def test_a_name_that_parquet_cannot_hold_does_not_lose_the_rest(
+    run: Any, pictures: Path, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder = Path(shutil.copytree(pictures, tmp_path / "copy"))
+    odd = folder / "caf\udce9.png"
+    shutil.copy(folder / "a.png", odd)
+    arguments = ("features", folder, "--model", "pixels", "--size", 64, "--json", "--out")
+    result = run(*arguments, tmp_path / "a.parquet", status=3)
+    assert json.loads(result.stdout)["written"] == 4
+    assert "skipped: " in result.stderr and "its path is not UTF-8" in result.stderr
+    table = parquet.read_table(tmp_path / "a.parquet")
+    assert len(table) == 4
+    run(*arguments, tmp_path / "a.jsonl")
+    assert str(odd) in _rows(tmp_path / "a.jsonl")
+    only = run("features", odd, "--model", "hog", "--out", tmp_path / "b.parquet", status=1)
+    assert "none of 1 files is a picture" in only.stderr and "not UTF-8" in only.stderr
+
+
+def test_too_long_a_header_is_refused_before_the_model_is_opened(
+    run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sketchfusion_plugins.inference import descriptor_files, models
+
+    monkeypatch.setattr(descriptor_files, "LARGEST_HEADER", 1100)
+    monkeypatch.setattr(models, "open_model", None)
+    out = tmp_path / "a.safetensors"
+    result = run("features", pictures, "--model", "hog", "--out", out, status=1)
+    assert "Write a file ending in .jsonl or .parquet" in result.stderr
+
+
+def test_pictures_of_the_same_relative_name_are_not_taken_for_known(
+    run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path("..", "all.jsonl")
+    arguments = ("features", ".", "--model", "pixels", "--size", 64, "--out", out, "--json")
+    for name, source in (("cats", "a.png"), ("dogs", "b.png")):
+        (tmp_path / name).mkdir()
+        shutil.copy(pictures / source, tmp_path / name / "1.png")
+    monkeypatch.chdir(tmp_path / "cats")
+    run(*arguments)
+    before = out.read_bytes()
+    assert list(_rows(out)) == ["1.png"]
+    monkeypatch.chdir(tmp_path / "dogs")
+    error = run(*arguments, status=1).stderr
+    assert f"'1.png' relative to {tmp_path / 'cats'}, you are in {tmp_path / 'dogs'}" in error
+    assert out.read_bytes() == before
+    monkeypatch.chdir(tmp_path / "cats")
+    shutil.copy("1.png", "2.png")
+    assert json.loads(run(*arguments).stdout)["present"] == 1
+    assert list(_rows(out)) == ["1.png", "2.png"]
 
 
 def test_unknown_suffix_and_model_are_one_line(run: Any, pictures: Path, tmp_path: Path) -> None:

@@ -17,6 +17,10 @@ from sketchfusion_plugins.data.segmentation_pairs import (
     read_classes,
     read_mask,
 )
+from sketchfusion_plugins.data.task_data import labelled_mask
+from sketchfusion_plugins.inference.placement import Placement
+from sketchfusion_plugins.losses.query import query_segmentation_loss
+from sketchfusion_plugins.metrics.query_segmentation import query_segmentation_scores
 
 
 @pytest.fixture
@@ -47,9 +51,10 @@ def test_every_photo_is_asked_for_what_it_holds(
     assert queries == ["alone.jpg dog", "both.jpg cat", "both.jpg dog"]
     assert data.labels.tolist() == [data[i]["label"] for i in range(3)] == [1, 0, 1]
     cat = data[1]
+    # The photo keeps its aspect ratio and fills rows 5 to 14.
     expected = torch.zeros(20, 20, dtype=torch.bool)
-    expected[5:15, :5] = True
-    assert torch.equal(cat["mask"], expected) and cat["valid"].all()
+    expected[7:12, :5] = True
+    assert torch.equal(cat["mask"], expected)
     assert cat["photo"].shape == cat["sketch"].shape == (3, 20, 20)
     dog = data[0]
     assert dog["mask"].float().mean() == 0.5 and not dog["valid"][:, 10:12].any()
@@ -57,6 +62,29 @@ def test_every_photo_is_asked_for_what_it_holds(
     # A sketch keeps its aspect ratio, between white.
     assert (dog["sketch"][:, :, 0] == 1).all() and (dog["sketch"][:, :, 10] == -1).all()
     same_in_workers(data)
+
+
+@pytest.mark.parametrize("size", [(40, 20), (33, 47), (90, 7), (24, 24)])
+def test_photos_lie_where_segment_puts_them(
+    root: Path, draw_picture: Callable[..., Path], size: tuple[int, int]
+) -> None:
+    draw_picture(root / "photos" / "both.jpg", (90, 90, 90), size)
+    Image.fromarray(np.full(size[::-1], 3, np.uint8)).save(root / "masks" / "both.png")
+    (item,) = SketchSegmentation(root, 32, ["cat"], progress=False)
+    inside = torch.zeros(32, 32, dtype=torch.bool)
+    Placement(*size, 32).crop(inside).fill_(True)
+    assert torch.equal(item["valid"], inside) and torch.equal(item["mask"], inside)
+    assert (item["photo"][:, ~inside] == 1).all() and (item["photo"][:, inside] < 0).all()
+    # What lies in the padding counts neither in the loss nor in a figure.
+    batch = {name: item[name][None] for name in ("mask", "valid")}
+    predicted = inside[None]
+    assert query_segmentation_scores(predicted, labelled_mask(batch)).pixel_accuracy == 1
+    assert query_segmentation_scores(~predicted, labelled_mask(batch)).pixel_accuracy == 0
+    losses = [
+        query_segmentation_loss(torch.where(inside, 1.0, outside)[None], labelled_mask(batch))
+        for outside in (-9.0, 9.0)
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_repeats_change_the_sketch_and_seeds_too(root: Path) -> None:
@@ -114,6 +142,23 @@ def test_a_part_is_what_its_categories_alone_would_be(root: Path) -> None:
 def test_missing_files_say_how_they_should_lie(root: Path, missing: str) -> None:
     (root / missing).rename(root / "elsewhere")
     with pytest.raises(FileNotFoundError, match=rf"{missing} is missing.*masks/<name>\.png"):
+        SketchSegmentation(root, 16, progress=False)
+
+
+def test_hidden_files_are_no_photos(root: Path) -> None:
+    """What macOS packs beside every file of an archive."""
+    for folder in ("photos", "sketches/cat"):
+        (root / folder / "._both.jpg").write_bytes(b"\0\5\x16\7")
+    data = SketchSegmentation(root, 16, progress=False)
+    assert [photo.name for photo, _ in data.queries] == ["alone.jpg", "both.jpg", "both.jpg"]
+
+
+def test_photos_of_one_stem_are_refused(root: Path, draw_picture: Callable[..., Path]) -> None:
+    # Sorted by name they are not neighbours.
+    for name in ("both.new.jpg", "both.png"):
+        draw_picture(root / "photos" / name, (9, 9, 9), (40, 20))
+    (root / "masks" / "both.new.png").write_bytes((root / "masks" / "both.png").read_bytes())
+    with pytest.raises(ValueError, match=r"both\.png: another photo has the same stem.* Rename"):
         SketchSegmentation(root, 16, progress=False)
 
 

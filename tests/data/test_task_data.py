@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from sketchfusion_plugins.data.pictures import NO_INSTANCE
 from sketchfusion_plugins.data.task_data import SketchPhotoPairs, TaskData, labelled_mask
 
 
@@ -83,6 +84,20 @@ def test_sketches_without_photos_are_refused() -> None:
         SketchPhotoPairs(SKETCHES, photos, "label")
     with pytest.raises(ValueError, match="by must be 'instance' or 'label', got 'category'"):
         SketchPhotoPairs(SKETCHES, PHOTOS, "category")
+
+
+def test_pictures_without_an_instance_have_no_photo() -> None:
+    sketches = Numbered([0, 0, 1], [NO_INSTANCE, 10, NO_INSTANCE], 0)
+    photos = Numbered([0, 0, 1], [NO_INSTANCE, 10, NO_INSTANCE], 100)
+    pairs = SketchPhotoPairs(sketches, photos)
+    assert len(pairs) == 1
+    assert pairs[0]["key"] == "1" and pairs[0]["photo"][0, 0, 0] == 101
+    assert len(SketchPhotoPairs(sketches, photos, "label")) == 3
+    alone = Numbered([0, 1], [NO_INSTANCE, NO_INSTANCE], 0)
+    with pytest.raises(
+        ValueError, match="none of 2 sketches has a photo of the same instance among 3 photos"
+    ):
+        SketchPhotoPairs(alone, photos)
 
 
 def test_invalid_pixels_are_ignored_labels() -> None:

@@ -207,6 +207,25 @@ def test_features_are_probed_by_ridge_regression() -> None:
     assert row["Acc@1"] == Measured.of(right)
 
 
+@pytest.mark.parametrize(
+    ("most", "probed"),
+    [(4, [0, 2, 5, 7]), (7, [0, 1, 2, 4, 5, 7, 8]), (10, [*range(10)]), (11, [*range(10)])],
+)
+def test_a_probe_sees_a_part_evenly_spaced(
+    recognition: TaskData, monkeypatch: pytest.MonkeyPatch, most: int, probed: list[int]
+) -> None:
+    monkeypatch.setattr("sketchfusion_plugins.evaluation.judge.PROBED_PICTURES", most)
+    fit = Listed([{"image": image(i / 10), "label": i % 3} for i in range(10)])
+    seen: list[int] = []
+
+    def answer(images: Tensor) -> Tensor:
+        seen.extend((value(images) * 10).round().int().tolist())
+        return images
+
+    row = judge(replace(recognition, fit=fit))(Maps(answer))
+    assert seen == [*probed, *LABELS] and row["Acc@1"].count == len(LABELS)
+
+
 @pytest.fixture
 def retrieval() -> TaskData:
     def items(instances: list[int]) -> Listed:
@@ -290,7 +309,20 @@ def test_sakes_definition_averages_over_classes(retrieval: TaskData) -> None:
     assert judge(data)(same)["P@3"] == Measured.of(by_query)
     row = judge(data, definition="sake")(same)
     assert row["P@3"].value == pytest.approx((1 / 3 + 2 / 3) / 2)
+    assert row["P@3"] == Measured.of(by_query, [0.5, 0.5, 1])
     assert row["Acc@1"] == Measured.of([0, 0, 1])
+
+
+def test_how_many_queries_a_class_has_is_no_spread(retrieval: TaskData) -> None:
+    # Queries of labels 0, 0 and 1, all answered right.
+    data = replace(
+        retrieval,
+        label="label",
+        measures=("mAP@all",),
+        test=Subset(retrieval.test, [0, 1, 2]),
+    )
+    row = judge(data, definition="sake")(Answers("retrieval", embed_neighbour))
+    assert row == {"mAP@all": Measured(1.0, 1.0, 1.0, 3)}
 
 
 def test_a_model_from_another_device_can_train_afterwards(retrieval: TaskData) -> None:

@@ -116,6 +116,19 @@ def test_every_rung_is_measured(build: Any, data: TaskData) -> None:
     assert all(row["Acc@1"].count == 6 for row in report.rows.values())
 
 
+@pytest.mark.parametrize(("most", "said"), [(7, "fitted on 7 of 8"), (8, None)])
+def test_a_report_says_that_probes_saw_a_part(
+    monkeypatch: pytest.MonkeyPatch, most: int, said: str | None
+) -> None:
+    monkeypatch.setattr("sketchfusion_plugins.evaluation.judge.PROBED_PICTURES", most)
+    data = TaskData(
+        "recognition", "here", 32, None, Pictures(6), Pictures(8), categories=("even", "odd")
+    )
+    report = evaluate(data, {"pixels": PixelFeatures}, **QUIET)
+    assert report.about.get("probe") == said
+    assert ("probe fitted on 7 of 8" in report.markdown()) == (said is not None)
+
+
 def test_reports_are_written_after_every_model(data: TaskData, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         evaluate(data, {"first": PixelFeatures, "second": Broken}, out=tmp_path, **QUIET)

@@ -48,6 +48,36 @@ def test_shares_have_a_bootstrap_interval() -> None:
     assert equal.low <= equal.value <= equal.high
 
 
+def test_weights_are_no_spread() -> None:
+    """Ten perfect rankings of classes of 1 and 9."""
+    weights = [1.0] + [1 / 9] * 9
+    assert Measured.of([1.0] * 10, weights) == Measured(1.0, 1.0, 1.0, 10)
+    assert Measured.of([0.3] * 10, weights) == Measured(*[pytest.approx(0.3)] * 3, 10)
+    items = np.random.default_rng(0).random(10)
+    measured = Measured.of(items, weights)
+    assert measured.value == pytest.approx((items[0] + items[1:].mean()) / 2)
+    assert (measured.low, measured.high) == tuple(bootstrap_mean(items, weights=weights))
+    assert items.min() <= measured.low < measured.value < measured.high <= items.max()
+
+
+@pytest.mark.parametrize("items", [[1, 0, 0, 1, 1], [0.2, 0.7, 0.4], [0.4]])
+def test_equal_weights_change_nothing(items: list[float]) -> None:
+    assert Measured.of(items, [1 / 3] * len(items)) == Measured.of(items)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, 1.0], r"weights above 0 \[3\], got the shape \[2\]"),
+        ([1.0, 1.0, -1.0], r"weights above 0 \[3\], got -1\.0"),
+        ([float("nan")] * 3, r"weights above 0 \[3\], got nan"),
+    ],
+)
+def test_bad_weights(weights: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Measured.of([0, 1, 1], weights)
+
+
 @pytest.mark.parametrize(
     ("item", "low", "high"), [(0.4, 0, 1), (1.0, wilson(1, 1)[0], 1), (0.0, 0, wilson(0, 1)[1])]
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import map_coordinates
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sketchfusion_plugins.heads.cells import (
     cell_centres,
@@ -61,6 +62,23 @@ def test_invisible_points_may_hold_anything() -> None:
     sampled.sum().backward()
     assert features.grad is not None
     assert features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("shown", ["cpu", "cuda"])
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_visible_is_taken_where_the_points_are(
+    place: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tensors without values, which refuse to be mixed as real ones do."""
+    # They have no values to look at either, as while a model is compiled.
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with FakeTensorMode():
+        points = torch.zeros(1, 4, 2, device=place)
+        visible = torch.ones(1, 4, dtype=torch.bool, device=shown)
+        assert visible_points(points, visible).device == points.device
+        features = torch.zeros(1, 8, 5, 7, device="cuda")
+        sampled = sample_descriptors(features, points, 8, visible)
+        assert sampled.shape == (1, 4, 8) and sampled.device == features.device
 
 
 def test_half_precision_is_computed_in_float32() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sketchfusion_plugins.heads.cells import cell_centres
 from sketchfusion_plugins.heads.matching import (
@@ -143,6 +144,25 @@ def test_invisible_points_influence_nothing() -> None:
     for one, other in zip(got, expected, strict=True):
         assert one.abs().sum() > 0
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("shown", [None, "cpu", "cuda"])
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+def test_points_of_another_device_than_the_maps(
+    place: str, shown: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tensors without values, which refuse to be mixed as real ones do."""
+    # They have no values to look at either, as while a model is compiled.
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with FakeTensorMode():
+        source = torch.zeros(1, 8, 5, 7, device="cuda")
+        target = torch.zeros(1, 8, 6, 3, device="cuda")
+        points = torch.zeros(1, 4, 2, device=place)
+        visible = None if shown is None else torch.ones(1, 4, dtype=torch.bool, device=shown)
+        found = match_points(
+            source, target, points, source_stride=8, target_stride=8, visible=visible
+        )
+        assert found.shape == (1, 4, 2) and found.device.type == "cuda"
 
 
 def test_no_points() -> None:

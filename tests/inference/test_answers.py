@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,6 +137,33 @@ def test_segment_of_a_photo_that_is_no_square() -> None:
     # Cosine 1 on red, 1/2 on blue, 0 on padding: it changes between the centres of cells of 8 px.
     assert torch.equal(mask[4:44, :44], expected[4:44, :44])
     assert torch.equal(mask[:, 52:], expected[:, 52:])
+
+
+def _sideways(image: Image.Image) -> Image.Image:
+    """The picture as a camera on its side keeps it: turned, with EXIF data to turn it back."""
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6
+    return turned
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"mutual": True}, {"points": torch.tensor([[90.0, 50.0], [20.0, 8.0]])}]
+)
+def test_matches_are_in_the_frame_of_upright_pictures(options: dict[str, Any]) -> None:
+    sketch, photo = _drawing((100, 60), (30, 20, 70, 40)), _drawing((40, 90), (5, 5, 30, 60))
+    expected = match_pictures(Places(), sketch, photo, 64, **options)
+    found = match_pictures(Places(), _sideways(sketch), _sideways(photo), 64, **options)
+    for values, right in zip(found, expected, strict=True):
+        assert torch.equal(values, right)
+
+
+def test_segment_is_in_the_frame_of_the_upright_photo() -> None:
+    photo = Image.new("RGB", (96, 48), (0, 0, 255))
+    photo.paste((255, 0, 0), (0, 0, 48, 48))
+    sketch = Image.new("RGB", (40, 20), (255, 0, 0))
+    expected = segment_picture(Colours(), sketch, photo, 96, threshold=0.75)
+    mask = segment_picture(Colours(), _sideways(sketch), _sideways(photo), 96, threshold=0.75)
+    assert mask.shape == (48, 96) and torch.equal(mask, expected)
 
 
 def test_trained_segmentation_is_the_tasks_own() -> None:

@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from sketchfusion_plugins.inference import descriptor_files
 from sketchfusion_plugins.inference.descriptor_files import (
     DescriptorWriter,
     check_target,
+    fitting_paths,
     known_paths,
 )
+from sketchfusion_plugins.problems import Problems
 
 SYSTEM_CALLS = Path("/proc/self/io")
+NOT_UTF_8 = "caf\udce9.png"
 VALUES = torch.tensor([[0.1, -2.5], [3.0, 1e-7], [0.0, 1.0]])
 
 
@@ -134,3 +138,97 @@ def test_refusals_come_before_any_work(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(builtins, "__import__", without_pyarrow)
     with pytest.raises(ModuleNotFoundError, match=r"pip install .*parquet.*\.jsonl"):
         DescriptorWriter(tmp_path / "a.parquet", "model")
+
+
+def test_relative_paths_are_continued_in_their_folder_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, elsewhere = tmp_path / "a.jsonl", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    # As it was written before lines named the folder.
+    path.write_text('{"path": "w.png", "model": "model", "descriptor": [1.0, 2.0]}\n')
+    with DescriptorWriter(path, "model") as writer:
+        writer.add(["x.png", tmp_path / "y.png"], VALUES[:2])
+    first, second, third = map(json.loads, path.read_text().splitlines())
+    assert second == {**second, "path": "x.png", "folder": str(tmp_path)}
+    assert first.keys() == third.keys() == {"path", "model", "descriptor"}
+    before = path.read_bytes()
+    monkeypatch.chdir(elsewhere)
+    message = rf"line 2 names 'x\.png' relative to {tmp_path}, you are in {elsewhere}\. Run the"
+    with pytest.raises(ValueError, match=message):
+        DescriptorWriter(path, "model")
+    with pytest.raises(ValueError, match=message):
+        known_paths(path, "model")
+    assert path.read_bytes() == before
+    monkeypatch.chdir(tmp_path)
+    with DescriptorWriter(path, "model") as writer:
+        assert writer.known == {"w.png", "x.png", str(tmp_path / "y.png")}
+
+
+def test_absolute_paths_are_continued_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    with DescriptorWriter(path, "model") as writer:
+        writer.add([tmp_path / "x.png"], VALUES[:1])
+    monkeypatch.chdir(tmp_path)
+    with DescriptorWriter(path, "model") as writer:
+        assert writer.known == {str(tmp_path / "x.png")}
+
+
+def test_names_that_are_not_utf_8_are_told_before_any_work(tmp_path: Path) -> None:
+    paths = [Path("x.png"), Path(NOT_UTF_8), Path("y.png")]
+    for suffix in ("jsonl", "safetensors"):
+        problems = Problems()
+        assert fitting_paths(tmp_path / f"a.{suffix}", paths, problems) == paths
+        assert problems.found == []
+        with DescriptorWriter(tmp_path / f"a.{suffix}", "model") as writer:
+            writer.add(paths, VALUES)
+    assert known_paths(tmp_path / "a.jsonl", "model") == set(map(str, paths))
+    pytest.importorskip("pyarrow")
+    path, problems = tmp_path / "a.parquet", Problems()
+    assert fitting_paths(path, paths, problems) == [paths[0], paths[2]]
+    (line,) = problems.found
+    assert line.startswith(f"{NOT_UTF_8}: its path is not UTF-8") and ".jsonl" in line
+    with pytest.raises(OSError, match="not UTF-8"):
+        fitting_paths(path, paths, Problems(strict=True))
+    with DescriptorWriter(path, "model") as writer:
+        writer.add(paths[:1], VALUES[:1])
+        with pytest.raises(ValueError, match="not UTF-8"):
+            writer.add(paths[1:], VALUES[1:])
+    from pyarrow import parquet
+
+    assert parquet.read_table(path).to_pydict()["path"] == ["x.png"]
+
+
+def test_more_paths_than_a_header_holds_are_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What each character takes in the header, as safetensors itself writes it.
+    paths = [Path("plain.png"), Path("\u00e9 \U0001f600.png"), Path('quo"te.png'), Path(NOT_UTF_8)]
+    path = tmp_path / "a.safetensors"
+    with DescriptorWriter(path, "model") as writer:
+        writer.add(paths, torch.zeros(4, 2))
+    whole = int.from_bytes(path.read_bytes()[:8], "little")
+    monkeypatch.setattr(descriptor_files, "HEADER_REST", 0)
+    monkeypatch.setattr(descriptor_files, "LARGEST_HEADER", whole)
+    assert fitting_paths(path, paths, Problems()) == paths
+    # The rest of this header, which is small, is all that may be between.
+    monkeypatch.setattr(descriptor_files, "LARGEST_HEADER", whole - 200)
+    with pytest.raises(ValueError, match=r"the paths of 4 pictures take .* \.jsonl or \.parquet"):
+        fitting_paths(path, paths, Problems())
+    assert fitting_paths(tmp_path / "a.parquet", paths[:3], Problems()) == paths[:3]
+
+
+def test_what_is_not_refused_does_fit_a_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    # Each path takes its characters, two quotes with two escapes, and a comma with a blank.
+    paths = [Path("x" * 999_994)] * 99 + [Path("x" * 998_992)]
+    assert fitting_paths(path, paths, Problems()) == paths
+    with DescriptorWriter(path, "model" * 10) as writer:
+        writer.add(paths, torch.zeros(100, 2))
+    assert 99_999_000 < int.from_bytes(path.read_bytes()[:8], "little") < 100_000_000
+    path.unlink()
+    with pytest.raises(ValueError, match=r"of 100 pictures take 99,999,001 .* at most 99,999,000"):
+        fitting_paths(path, [*paths[:-1], Path("x" * 998_993)], Problems())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from sketchfusion_plugins.index import IndexWriter, SketchIndex
 from sketchfusion_plugins.inference import gallery, sharding
 from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures, search_pictures
 from sketchfusion_plugins.inference.models import fresh_encoder, open_model
+from sketchfusion_plugins.inference.sharding import Ranks, Report
 from sketchfusion_plugins.problems import Problems
 
 SIZE = 64
@@ -83,6 +84,61 @@ def test_what_was_committed_survives_and_a_second_run_goes_on(
     )
     assert whole == (10, 10)
     np.testing.assert_array_equal(_vectors(index), _vectors(tmp_path / "whole"))
+
+
+@dataclass(frozen=True)
+class Killed(Ranks):
+    """The first of two processes, which are killed when the first has described its share."""
+
+    world_size: int = 2
+
+    def wait(self) -> None:
+        pass
+
+    def gather(self, report: Report) -> list[Report]:
+        raise KeyboardInterrupt
+
+
+def test_parts_of_a_killed_launch_keep_pictures_of_the_same_relative_name_apart(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, index = HogFeatures(), tmp_path / "index"
+    described = _described(model)
+    for name, source in (("cats", paths[0]), ("dogs", paths[9])):
+        (tmp_path / name).mkdir()
+        source.rename(tmp_path / name / "1.png")
+    picture = [Path("1.png")]
+    monkeypatch.chdir(tmp_path / "cats")
+    with pytest.raises(KeyboardInterrupt):
+        add_pictures(index, model, described, picture, Problems(), progress=False, ranks=Killed())
+    assert len(list(tmp_path.glob("index.rank-*"))) == 1
+    monkeypatch.chdir(tmp_path / "dogs")
+    add_pictures(index, model, described, picture, Problems(), progress=False)
+    assert not list(tmp_path.glob("index.rank-*"))
+    whole = tmp_path / "whole"
+    add_pictures(whole, model, described, picture, Problems(), progress=False)
+    assert [key for key, _ in SketchIndex.open(index).items()] == [str(tmp_path / "dogs" / "1.png")]
+    np.testing.assert_array_equal(_vectors(index), _vectors(whole))
+
+
+def test_parts_of_a_killed_launch_serve_from_another_folder(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, index = HogFeatures(), tmp_path / "index"
+    described = _described(model)
+    options: dict[str, Any] = {"batch_size": 5, "progress": False}
+    monkeypatch.chdir(tmp_path)
+    named = [Path(path.name) for path in paths]
+    with pytest.raises(KeyboardInterrupt):
+        add_pictures(index, model, described, named, Problems(), ranks=Killed(), **options)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for path in paths[:5]:
+        path.unlink()  # Their descriptors are in the first's part.
+    named = [Path("..", path.name) for path in paths]
+    problems = Problems()
+    assert add_pictures(index, model, described, named, problems, **options) == (10, 10)
+    assert problems.found == []
 
 
 def test_hits_are_cosine_neighbours(paths: list[Path], tmp_path: Path) -> None:

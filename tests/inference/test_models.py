@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,6 +193,22 @@ def test_fingerprint_forgets_precision_and_sees_everything_else() -> None:
         fingerprint(aggregation__stride=16),
     ]
     assert len({same, *others}) == 6
+
+
+def test_fingerprint_is_as_before_there_was_a_choice_to_shrink(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shrinking, keeping = (
+        FusedFeatures(fresh_encoder(TINY.replace(semantic__shrink=shrink)))
+        for shrink in (True, False)
+    )
+    now = model_fingerprint(shrinking)
+    assert model_fingerprint(keeping) != now
+    hashed = []
+    recorder = SimpleNamespace(dumps=lambda values, **_: hashed.append(values) or "")
+    monkeypatch.setattr("sketchfusion_plugins.inference.models.json", recorder)
+    model_fingerprint(shrinking)
+    assert "shrink" not in hashed[0]["semantic"] and "final_norm" in hashed[0]["semantic"]
 
 
 def test_fingerprint_sees_one_changed_weight() -> None:

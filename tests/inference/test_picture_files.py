@@ -41,6 +41,29 @@ def test_folders_are_searched_and_sorted(folder: Path) -> None:
     assert list_pictures([*named, folder, str(folder)]) == [*named, expected[0], expected[2]]
 
 
+def test_links_to_folders_are_followed_once(folder: Path, tmp_path_factory: Any) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "more").mkdir()
+    for name in ("x.png", "more/y.png"):
+        (outside / name).write_bytes(b"")
+    expected = list_pictures([folder])
+    # Pictures that need no link keep their names.
+    (folder / "a-link-to-deep").symlink_to(folder / "deep", target_is_directory=True)
+    (folder / "deep" / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / ".hidden-link").symlink_to(outside, target_is_directory=True)
+    assert list_pictures([folder]) == expected
+    for name in ("linked", "linked-again", "deep/linked"):
+        (folder / name).symlink_to(outside, target_is_directory=True)
+    (outside / "back").symlink_to(folder, target_is_directory=True)
+    (outside / "more" / "loop").symlink_to(outside, target_is_directory=True)
+    added = [folder / "deep/linked" / name for name in ("more/y.png", "x.png")]
+    assert list_pictures([folder]) == sorted([*expected, *added])
+    # Also from within: what lies above comes by the link.
+    found = list_pictures([outside])
+    assert found[-2:] == [outside / "more/y.png", outside / "x.png"]
+    assert found[:-2] == [outside / "back" / path.relative_to(folder) for path in expected]
+
+
 def test_what_cannot_be_looked_into_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "locked").mkdir()
     look = os.scandir

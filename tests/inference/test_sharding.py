@@ -131,6 +131,24 @@ def test_parts_of_another_model_are_refused(pictures: Path, tmp_path: Path) -> N
         )
 
 
+def test_parts_with_relative_paths_are_refused_elsewhere(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "features.jsonl"
+    paths = [Path(path.name) for path in sorted(pictures.iterdir())]
+    arguments = (Ranks(), open_model("pixels"), paths, 64, Problems())
+    monkeypatch.chdir(pictures)
+    with DescriptorWriter(tmp_path / "features.jsonl.rank-0.jsonl", "mine") as writer:
+        writer.add(paths[:1], torch.full((1, 192), 7.0))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"'00\.png' relative to {pictures}, you are in"):
+        next(describe_together(*arguments, result=out, fingerprint="mine"))
+    monkeypatch.chdir(pictures)
+    found = list(describe_together(*arguments, result=out, fingerprint="mine", batch_size=1))
+    assert [readable for readable, _ in found] == [[path] for path in paths]
+    assert (found[0][1] == 7).all()
+
+
 @dataclass(frozen=True)
 class TwoMachines(Ranks):
     """The first of two processes; the second says that it wrote five pictures elsewhere."""

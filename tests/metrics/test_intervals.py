@@ -70,6 +70,43 @@ def test_groups_weigh_by_their_size() -> None:
     assert interval == Interval(0.75, 0.75)
 
 
+def test_weights_give_the_ratio_of_what_was_drawn() -> None:
+    # Resampled means are 0, 1 or the weighted 3/4, whatever the weights' sum.
+    for scale in (1.0, 1 / 7):
+        interval = bootstrap_mean([1.0, 0.0], weights=[3 * scale, scale], level=0.4)
+        assert interval == pytest.approx((0.75, 0.75), abs=1e-12)
+    # The mean of equal values does not depend on what was drawn.
+    weights = np.random.default_rng(0).random(30) + 0.01
+    assert bootstrap_mean(np.ones(30), weights=weights) == Interval(1.0, 1.0)
+    values = np.random.default_rng(1).random(30)
+    assert bootstrap_mean(values, weights=np.ones(30)) == bootstrap_mean(values)
+
+
+def test_weighted_bootstrap_agrees_with_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    generator = np.random.default_rng(1)
+    values, weights = generator.beta(2, 5, size=83), 1 / generator.integers(1, 30, size=83)
+
+    def ratio(value: Any, weight: Any, axis: int) -> Any:
+        return (value * weight).sum(axis) / weight.sum(axis)
+
+    expected = stats.bootstrap(
+        (values, weights), ratio, paired=True, n_resamples=10_000, method="percentile", rng=2
+    ).confidence_interval
+    assert bootstrap_mean(values, weights=weights) == pytest.approx(
+        (expected.low, expected.high), abs=5e-3
+    )
+
+
+def test_groups_keep_their_items_weights() -> None:
+    values, weights = [1.0, 0.5, 0.0], [1.0, 2.0, 1.0]
+    # Whole groups have the means 2/3 and 0, and weigh 3 and 1.
+    interval = bootstrap_mean(values, ["a", "a", "b"], weights=weights, level=0.4)
+    assert interval == pytest.approx((0.5, 0.5))
+    every = bootstrap_mean(values, ["a", "a", "b"], weights=weights, level=0.6)
+    assert every == pytest.approx((0, 2 / 3))
+
+
 def test_coverage_is_near_its_level() -> None:
     generator = np.random.default_rng(5)
     covered = 0
@@ -88,6 +125,9 @@ def test_coverage_is_near_its_level() -> None:
         ({"values": []}, "at least two"),
         ({"values": [1.0, 2.0], "groups": ["a", "a"]}, "at least two .* got 1"),
         ({"values": [1.0, 2.0], "groups": ["a"]}, r"groups \[2\], got \[1\]"),
+        ({"values": [1.0, 2.0], "weights": [1.0]}, r"weights above 0 \[2\], got .* \[1\]"),
+        ({"values": [1.0, 2.0], "weights": [1.0, 0.0]}, r"weights above 0 \[2\], got 0\.0"),
+        ({"values": [1.0, 2.0], "weights": [np.inf, 1.0]}, r"weights above 0 \[2\], got inf"),
         ({"values": [1.0, 2.0], "level": 95}, "level between 0 and 1"),
         ({"values": [1.0, 2.0], "resamples": 0}, "at least one resample"),
     ],

@@ -15,6 +15,8 @@ from torch import Tensor
 from sketchfusion_plugins.metrics import retrieval
 from sketchfusion_plugins.metrics.retrieval import (
     PROTOCOLS,
+    RetrievalScores,
+    group_weights,
     score_embeddings,
     score_rankings,
 )
@@ -116,6 +118,12 @@ def test_mean_over_classes_weights_them_alike() -> None:
     assert result.mean("mAP@all") == pytest.approx(3.5 / 4)
     groups = torch.tensor([7, 7, 7, 9, 11])
     assert result.mean("mAP@all", groups) == pytest.approx((1 + 0.5) / 2)
+    weights = group_weights(groups[:4])
+    assert weights.dtype == torch.float64 and weights.tolist() == [1 / 3, 1 / 3, 1 / 3, 1]
+    # Perfect is 1 and no more, however the classes' sizes round.
+    sizes = torch.tensor([1, 3, 7, 11, 49])
+    perfect = RetrievalScores({"P@1": torch.ones(71, dtype=torch.float64)}, torch.arange(71), 0)
+    assert perfect.mean("P@1", torch.arange(5).repeat_interleave(sizes)) == 1
 
 
 def random_case(seed: int, queries: int = 13, gallery: int = 61) -> tuple[Tensor, Tensor]:

@@ -89,6 +89,22 @@ def test_explicit_changes(clip_folder: Path, pipeline_folder: Path) -> None:
     assert next(built.encoder.diffusion.denoiser.parameters()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("variant", "semantic", "kind"),
+    [
+        ("sketchfusion_tiny", "openai/clip-vit-base-patch16", "clip"),
+        ("sketchfusion_base", "vit_base_patch14_dinov2.lvd142m", "timm"),
+    ],
+)
+def test_a_semantic_branch_of_the_other_kind(variant: str, semantic: str, kind: str) -> None:
+    with torch.device("meta"):
+        built = SketchFusion(variant, semantic=semantic, weights="random").encoder
+        assert (built.config.semantic.source, built.config.semantic.kind) == (semantic, kind)
+        assert built.semantic.channels == 768
+        with pytest.raises(ValueError, match="kind must be one of"):
+            SketchFusion(variant, semantic=semantic, changes={"semantic__kind": "jpeg"})
+
+
 def test_foundations_survive_init_weights_and_initialisers(segmentor_config: Any) -> None:
     model = MODELS.build(
         segmentor_config(init_cfg={"type": "Constant", "val": 7.0, "layer": ["Conv2d", "Linear"]})

@@ -79,6 +79,7 @@ def test_what_a_config_may_have_is_merged() -> None:
         "optim_wrapper.clip_grad": None,
         "optim_wrapper.paramwise_cfg": {"custom_keys": {"head.norm": {"lr_mult": 2.0}}},
         "param_scheduler.1.eta_min": 0,
+        "train_cfg.val_interval": 100,
         "default_hooks.checkpoint.save_best": "auto",
         "custom_hooks.0.type": "EMAHook",
         "visualizer.type": "Visualizer",

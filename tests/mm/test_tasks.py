@@ -98,7 +98,6 @@ def config_of(changes: dict[str, Any]) -> Callable[..., Any]:
                 "data.size": SIZE,
                 "train_dataloader.batch_size": 4,
                 "train_cfg.max_iters": iterations,
-                "train_cfg.val_interval": iterations,
                 "default_hooks.checkpoint.interval": 2,
                 "default_hooks.checkpoint.max_keep_ckpts": -1,
                 "default_hooks.logger.interval": 1,
@@ -247,6 +246,15 @@ def test_judging_on_the_way_changes_nothing(
     measured = [json.loads(line) for line in log if "Acc@1" in line]
     assert [line["step"] for line in measured] == [1, 2, 3, 4]
     assert measured[-1]["Acc@1"] == pytest.approx(row["Acc@1"].value)
+
+
+@pytest.mark.parametrize(("options", "interval"), [({}, 2), ({"train_cfg__val_interval": 1}, 1)])
+def test_the_end_alone_is_judged_unless_asked(
+    train: Callable[..., Any], tmp_path: Path, options: dict[str, int], interval: int
+) -> None:
+    LookHook.runners.clear()
+    train("retrieval", tmp_path, 2, custom_hooks=[{"type": "LookHook"}], **options)
+    assert LookHook.runners.pop().train_loop.val_interval == interval
 
 
 def test_resuming_what_is_done_measures_it(

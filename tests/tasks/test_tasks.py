@@ -18,6 +18,7 @@ from sketchfusion_plugins.adapter_file import CheckpointError, read_image_size, 
 from sketchfusion_plugins.checkpoint import save_adapters
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.features import pixel_similarity
+from sketchfusion_plugins.heads import cells
 from sketchfusion_plugins.heads.matching import match_points
 from sketchfusion_plugins.heads.query import ink_cells
 from sketchfusion_plugins.heads.ridge import RidgeClassifier
@@ -236,6 +237,19 @@ def test_query_segmentation_by_hand(
     rest = {key: value for key, value in batch.items() if key != "valid"}
     everywhere = query_segmentation_loss(logits, batch["mask"].long())
     torch.testing.assert_close(task.loss(rest)["loss_bce"], everywhere["loss_bce"])
+
+
+def test_correspondence_asks_for_kornia_where_it_needs_it(
+    make: Callable[..., Any], batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "find_spec", lambda name: None)
+    task = make("correspondence")
+    assert task.features(batch["source"]).shape[0] == 4
+    for call in (lambda: run(task, batch), lambda: task.loss(batch)):
+        with pytest.raises(ModuleNotFoundError, match=r"kornia is needed .*\[tasks\]"):
+            call()
+    contrast = make("correspondence", settings={"loss": {"end_point": 0, "contrastive": 1}})
+    assert set(contrast.loss(batch)) == {"loss_contrastive"}
 
 
 def test_correspondence_by_hand(make: Callable[..., Any], batch: dict[str, Any]) -> None:

@@ -1,4 +1,8 @@
-"""Injection and necks train under a fixed head: set ``load_from`` to a trained checkpoint."""
+"""Injection and necks train under a head of fixed weights.
+
+Set ``load_from`` to a trained checkpoint. The head stays in training mode: its dropout is on, and
+its batch norms normalise by the batch and go on averaging their statistics.
+"""
 
 _base_ = "./adapters_and_head.py"
 

@@ -29,7 +29,8 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=20),
     dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=False, begin=0),
 ]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=400, val_interval=1000)
+# Judged when it ends; also, by choice: val_interval, to be judged on the way too.
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=400)
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=20, log_metric_by_epoch=False),
