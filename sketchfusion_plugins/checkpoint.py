@@ -222,7 +222,7 @@ def load_adapters(
     settings = dict(description["foundations"].get("settings", {}))
     if any(name.startswith(inner) and name.endswith(COMPUTED) for name in tensors):
         settings.pop(NULL_PROMPT, None)
-    # Not even a file that holds foundations holds these.
+    # Not even a file that holds foundations holds the others.
     difference = describe_difference(settings, encoder)
     if difference:
         raise MisfitError(f"{path} {difference}")
