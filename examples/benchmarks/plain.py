@@ -11,8 +11,9 @@ from models import Models
 from timing import Row
 from torch import Tensor, nn
 
-from sketchfusion_plugins.encoder import FeatureLevels
+from sketchfusion_plugins.encoder import FeatureLevels, SketchFusionEncoder
 from sketchfusion_plugins.noise import draw_noise
+from sketchfusion_plugins.semantic import resize_for_tokens
 
 DRAWS = 32
 # As many as fit into memory at once here; the released code runs all of them together.
@@ -66,7 +67,7 @@ def _released(models: Models, draws: int, whole: bool) -> Callable[[Tensor], Any
 def _plain(models: Models, image: Tensor, draws: int, whole: bool) -> dict[str, Tensor]:
     """Fused levels of one image: copies of it through VAE and UNet, as the released code does."""
     encoder = models.encoder
-    tokens = encoder.forward_tokens(image)
+    tokens = _tokens(encoder, image)
     projections = encoder.injector.projections
 
     def add(name: str, hidden: Tensor) -> None:
@@ -86,10 +87,15 @@ def _plain(models: Models, image: Tensor, draws: int, whole: bool) -> dict[str, 
     return {name: total / draws for name, total in totals.items()}
 
 
+def _tokens(encoder: SketchFusionEncoder, image: Tensor) -> Tensor:
+    shrink = encoder.config.semantic.shrink
+    return encoder.semantic(resize_for_tokens(image, encoder.semantic, shrink))
+
+
 def _floor(models: Models) -> Callable[[Tensor], Any]:
     def run(image: Tensor) -> Any:
         encoder = models.encoder
-        tokens = encoder.forward_tokens(image)
+        tokens = _tokens(encoder, image)
         latents = _latents(models, image.contiguous(memory_format=torch.channels_last))
         noise = draw_noise(latents, 1, encoder.config.diffusion.seed)
         return tokens, _call_unet(models, _noisy(models, latents, noise), None, False)
