@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from sources import EMOJI, LINES, SIZE, SOURCES, Item, describe, fetch, list_items, words
 from torch import Tensor
 from tqdm import tqdm
@@ -103,19 +104,35 @@ def load_lines(work: Path) -> Pictures:
     return _load(work, "lines")
 
 
-def _load(work: Path, folder: str) -> Pictures:
-    from safetensors import safe_open
+def load_rows(work: Path, folder: str) -> list[Row]:
+    """What is known of all pictures in ``pictures`` or ``lines``, without their pixels.
 
+    Raises:
+        FileNotFoundError: Stage 1 has drawn none, or not all of them.
+    """
+    return [row for path in _shards(work, folder) for row in _read_rows(path)]
+
+
+def _load(work: Path, folder: str) -> Pictures:
+    pixels, rows = [], []
+    for path in _shards(work, folder):
+        with safe_open(path, framework="pt") as file:
+            pixels.append(file.get_tensor("pictures"))
+        rows += _read_rows(path)
+    return Pictures(torch.cat(pixels), tuple(rows))
+
+
+def _shards(work: Path, folder: str) -> list[Path]:
     paths = sorted((work / folder).glob("*.safetensors"))
     if not paths or not (work / "sources.json").is_file():
         raise FileNotFoundError(f"{work} holds no finished {folder}; run data.py --work {work}.")
-    pixels, rows = [], []
-    for path in paths:
-        with safe_open(path, framework="pt") as file:
-            pixels.append(file.get_tensor("pictures"))
-            for values in json.loads(file.metadata()["rows"]):
-                rows.append(Row(**{**values, "keywords": tuple(values["keywords"])}))
-    return Pictures(torch.cat(pixels), tuple(rows))
+    return paths
+
+
+def _read_rows(path: Path) -> list[Row]:
+    with safe_open(path, framework="pt") as file:
+        described = json.loads(file.metadata()["rows"])
+    return [Row(**{**values, "keywords": tuple(values["keywords"])}) for values in described]
 
 
 def save_shard(path: Path, pictures: Sequence[NDArray[np.uint8]], rows: Sequence[Row]) -> None:
@@ -132,13 +149,13 @@ class Leaks:
     """Tells names that contain a held-out concept's name, plurals alike."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.names = {frozenset(_stems(name)) for name in names}
+        self.names = {frozenset(stems(name)) for name in names}
         self.names.discard(frozenset())
 
     def __call__(self, name: str) -> bool:
         """Whether the name does."""
-        stems = _stems(name)
-        return any(held <= stems for held in self.names)
+        own = stems(name)
+        return any(held <= own for held in self.names)
 
 
 def names_of(concepts: Sequence[Concept], work: Path) -> list[str]:
@@ -153,7 +170,8 @@ def names_of(concepts: Sequence[Concept], work: Path) -> list[str]:
     return list(dict.fromkeys(name.replace("doughnut", spelt) for name in names for spelt in SPELT))
 
 
-def _stems(name: str) -> set[str]:
+def stems(name: str) -> set[str]:
+    """Words of a name without the plural's ``s``."""
     return {word.removesuffix("s") if len(word) > 3 else word for word in words(name)}
 
 
@@ -170,17 +188,23 @@ def draw_source(
             continue
         pictures, rows = [], []
         for item in tqdm(shard, desc=f"{source} {number}", leave=False, disable=None):
-            try:
-                picture = item.draw()
-            except (ValueError, OSError):
-                # Clip art is made by many hands; some of it no renderer reads.
-                continue
-            if not _useful(picture, item.concept is None and source not in LINES):
+            picture = draw_item(item, source)
+            if picture is None:
                 continue
             held = item.concept in hidden
             pictures.append(picture)
             rows.append(Row(source, item.name, item.keywords, item.concept or "", held))
         save_shard(path, pictures, rows)
+
+
+def draw_item(item: Item, source: str) -> NDArray[np.uint8] | None:
+    """Its picture, uint8 ``[SIZE, SIZE, 3]``; None where that is of no use."""
+    try:
+        picture = item.draw()
+    except (ValueError, OSError):
+        # Clip art is made by many hands; some of it no renderer reads.
+        return None
+    return picture if _useful(picture, item.concept is None and source not in LINES) else None
 
 
 def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:

@@ -4,13 +4,13 @@ python examples/pretrain_tiny/evaluate.py --work DIR --quickdraw DIR --spg DIR -
 
 Each row, seed and group of columns is written to ``OUT/<row>-<seed>.json`` as soon as it is
 measured and not measured again, unless the row's weights have changed. Trained rows whose training
-has not finished are left out and named. ``OUT/table.md`` is the table so far.
+has not finished are left out and named; those that trained for other numbers of steps are refused.
+``OUT/table.md`` is the table so far.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import time
@@ -18,85 +18,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from figures import RESAMPLES, Rows, Scores, Sheet, figures_sheet, ordering_sheet
 from judged_data import JudgedData
 from judged_model import JudgedModel
 from measures import GROUPS, neighbours
 from rich.console import Console
-from sources import SIZE
-from torch import Tensor
-
-from sketchfusion_plugins.features import (
-    Features,
-    HogFeatures,
-    PixelFeatures,
-    RandomFeatures,
+from table_rows import (
+    ENLARGED,
+    NEIGHBOURS,
+    ROWS,
+    SHIPPED,
+    TRAINED,
+    fingerprint,
+    row_features,
+    weights_folder,
 )
+from trained_alike import require_as_many_steps, trained_steps
+
 from sketchfusion_plugins.files import write_text
-from sketchfusion_plugins.hub import BUNDLED_WEIGHTS
-from sketchfusion_plugins.inference.models import open_model
-from sketchfusion_plugins.tasks.retrieval import Retrieval
-
-
-class PooledHog(HogFeatures):
-    """HOG with the pooling of the other rows: 4x4 means of its map."""
-
-    describe = Features.describe
-
-
-class Enlarged(Features):
-    """Another row's features of images enlarged, so that a cell covers less of what is drawn.
-
-    Args:
-        features: The other row's.
-        factor: How much larger.
-    """
-
-    def __init__(self, features: Features, factor: float) -> None:
-        super().__init__()
-        self.features, self.factor = features, factor
-        self.channels = features.channels
-        if hasattr(features, "embed"):
-            self.embed = lambda image: features.embed(self._enlarge(image))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """See `Features.forward`."""
-        result: Tensor = self.features(self._enlarge(image))
-        return result
-
-    def _enlarge(self, image: Tensor) -> Tensor:
-        return F.interpolate(image, scale_factor=self.factor, mode="bilinear")
-
 
 # Raised when a measure changes, so that older figures are not taken for new ones.
 PROTOCOL = 2
-PLAIN: Mapping[str, type[Features]] = {
-    "chance": RandomFeatures,
-    "pixels": PixelFeatures,
-    "HOG": HogFeatures,
-    "HOG, 4x4": PooledHog,
-}
-NEIGHBOURS = "HOG, 10-NN"
-UNTRAINED = ("CLIP", "SD", "SD, stride 8", "SD, stride 16", "SD, stride 32", "SD + CLIP")
-TRAINED = {
-    "CLIP + adapters": "clip",
-    "SD + adapters": "sd",
-    "SD + CLIP + adapters": "concatenated",
-    "fused": "fused",
-    "fused, random foundations": "random",
-}
-# The package's weights, with the embedding head that trained with them and without it.
-SHIPPED = {
-    "fused, as shipped": "sketchfusion/tiny-retrieval",
-    "fused, as shipped, pooled": "sketchfusion/tiny",
-}
-# Drawings and pictures enlarged from 128 px, canvases from 256 px in proportion.
-LARGE = 192
-ENLARGED = {
-    f"{row}, {LARGE} px": row for row in ("HOG, 4x4", "CLIP", "SD + CLIP", "fused, as shipped")
-}
-ROWS = (*PLAIN, NEIGHBOURS, *UNTRAINED, *TRAINED, *SHIPPED, *ENLARGED)
 CLAIMS = (
     ("fused", "SD + CLIP + adapters"),
     ("SD + CLIP + adapters", "SD + adapters"),
@@ -125,60 +67,6 @@ below; intervals cover the choice of items, the seeds beside them that of the tr
 """
 
 
-def row_features(row: str, seed: int, work: Path) -> Features:
-    """Features of a row.
-
-    Raises:
-        FileNotFoundError: It was not trained or exported yet.
-    """
-    if row in ENLARGED:
-        return Enlarged(row_features(ENLARGED[row], seed, work), LARGE / SIZE).eval()
-    if row in PLAIN or row == NEIGHBOURS:
-        plain: Features = PLAIN.get(row, HogFeatures)()
-        return plain
-    if row in SHIPPED:
-        return _shipped_features(SHIPPED[row])
-    from fusion_models import build_untrained, load_trained
-
-    if row in TRAINED:
-        features: Features = load_trained(weights_folder(row, seed, work))
-        return features
-    if not weights_folder(row, seed, work).is_dir():
-        raise FileNotFoundError(f"{work / 'export'} is missing; run export.py first.")
-    untrained: Features = build_untrained(row, work / "export")
-    return untrained
-
-
-def _shipped_features(name: str) -> Features:
-    from fusion_models import TrainedFeatures
-
-    opened = open_model(name)
-    if isinstance(opened, Retrieval):
-        return TrainedFeatures(opened.features, opened.head).eval()
-    assert isinstance(opened, Features)
-    return opened
-
-
-def weights_folder(row: str, seed: int, work: Path) -> Path:
-    """Where a row's weights lie."""
-    if row in SHIPPED:
-        return BUNDLED_WEIGHTS[SHIPPED[row]].parent
-    return work / "fusion" / f"{TRAINED[row]}-{seed}" if row in TRAINED else work / "export"
-
-
-def fingerprint(row: str, seed: int, work: Path) -> str:
-    """Digest of all weights that a row depends on."""
-    row = ENLARGED.get(row, row)
-    if row in PLAIN or row == NEIGHBOURS:
-        return ""
-    digest = hashlib.sha256()
-    folder = weights_folder(row, seed, work)
-    folders = {folder} if row in SHIPPED else {folder, work / "export"}
-    for path in sorted(path for folder in folders for path in folder.rglob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def judged_on(data: JudgedData) -> dict[str, Any]:
     """What figures must have in common to stand in one table."""
     return {"protocol": PROTOCOL, "limit": data.limit, "without": sorted(data.without)}
@@ -199,6 +87,8 @@ def measure(
     record = read_record(path)
     if record["about"] != about:
         record = {"row": row, "seed": seed, "about": about, "groups": {}}
+    if row in TRAINED:
+        record["steps"] = trained_steps(weights_folder(row, seed, data.work))
     wanted = [name for name in groups if row != NEIGHBOURS or name == "recognition"]
     missing = [name for name in wanted if name not in record["groups"]]
     if not missing:
@@ -231,6 +121,26 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def in_table(record: Mapping[str, Any], data: JudgedData) -> bool:
+    """Whether what was measured was measured on these data."""
+    about = record["about"]
+    return about is not None and judged_on(data).items() <= about.items()
+
+
+def steps_of(
+    rows: Sequence[str], seeds: Sequence[int], out: Path, data: JudgedData
+) -> dict[str, int | None]:
+    """Steps of trained rows that have weights or figures; None where neither tells them."""
+    found: dict[str, int | None] = {}
+    for row in (row for row in rows if row in TRAINED):
+        for seed in seeds:
+            record = read_record(record_path(row, seed, out))
+            steps = trained_steps(weights_folder(row, seed, data.work))
+            if steps is not None or in_table(record, data):
+                found[f"{row}, seed {seed}"] = record.get("steps") if steps is None else steps
+    return found
+
+
 def collect(
     rows: Sequence[str], seeds: Sequence[int], groups: Sequence[str], out: Path, data: JudgedData
 ) -> tuple[dict[str, dict[str, list[Scores]]], dict[str, list[str]]]:
@@ -240,8 +150,7 @@ def collect(
     for row in rows:
         for seed in seeds_of(row, seeds):
             record = read_record(record_path(row, seed, out))
-            about = record["about"]
-            if about is None or not judged_on(data).items() <= about.items():
+            if not in_table(record, data):
                 continue
             for name in groups:
                 for column, scores in record["groups"].get(name, {}).items():
@@ -283,6 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folders = (options.work, options.quickdraw, options.spg, out / "packages")
     without = json.loads(options.without.read_text())["hexcodes"] if options.without else ()
     data = JudgedData(*folders, options.limit, without)
+    steps = steps_of(options.rows, options.seeds, out, data)
+    require_as_many_steps(steps)
+    for name in (name for name, count in steps.items() if count is None):
+        console.print(f"{name}: how many steps it trained is not known, its about.json is gone.")
     for row in options.rows:
         for seed in seeds_of(row, options.seeds):
             measure(row, seed, options.columns, data, out, options.device, console)

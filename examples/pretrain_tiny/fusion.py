@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from foundations import load_foundations
 from fusion_data import FusionBatches
 from fusion_models import (
     FROZEN,
@@ -23,7 +24,6 @@ from fusion_models import (
     GeneralModel,
     begin_from,
     build,
-    load_foundations,
     save,
 )
 from objectives import Objectives
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A kind begins the same, whatever trains beside it.
         torch.manual_seed(options.seed)
         models[kind] = Objectives(
-            GeneralModel(build(kind, frozen, options.work, **loading), **counts),
+            GeneralModel(build(kind, frozen, options.work, seed=options.seed, **loading), **counts),
             categories_of(batches.strokes),
             options.weights,
         )

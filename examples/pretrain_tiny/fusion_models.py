@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from foundations import calibrate, calibration_pictures, load_foundations
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -29,7 +30,6 @@ from sketchfusion_plugins.features import (
 )
 from sketchfusion_plugins.files import write_safetensors, write_text
 from sketchfusion_plugins.heads.embedding import EmbeddingHead
-from sketchfusion_plugins.presets import preset
 from sketchfusion_plugins.tasks.load import load_task
 from sketchfusion_plugins.tasks.retrieval import Retrieval
 
@@ -180,54 +180,14 @@ class TrainedFeatures(Features):
         return embedding
 
 
-def load_foundations(
-    foundations: Path, *, random: bool = False, changes: Mapping[str, Any] | None = None
-) -> SketchFusionEncoder:
-    """Encoder with fresh adapters.
-
-    Args:
-        foundations: Folder that `export.py` wrote.
-        random: Random weights instead, in the same architecture.
-        changes: Of the preset, as `EncoderConfig.replace` takes them.
-    """
-    config = preset("tiny").replace(
-        weights="random" if random else "pretrained",
-        diffusion__source=str(foundations / "diffusion"),
-        semantic__source=str(foundations / "semantic"),
-    )
-    return SketchFusionEncoder(config.replace(**(changes or {}))).eval()
-
-
-@torch.no_grad()
-def calibrate(encoder: SketchFusionEncoder, images: Tensor) -> None:
-    """Give random foundations the statistics that training would have.
-
-    Batch norms get the pictures' means and variances, and latents unit variance: without them the
-    control would fail for want of scale rather than of learning.
-
-    Args:
-        encoder: Encoder with random weights.
-        images: ``[B, 3, H, W]`` in -1..1.
-    """
-    tower = encoder.semantic
-    norms = [module for module in tower.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    encoder.forward_tokens(images)
-    tower.eval()
-    diffusion = encoder.diffusion
-    diffusion.scaling_factor /= float(diffusion.encode(images, seed=0).std())
-
-
-def build(kind: str, frozen: FrozenMaps, work: Path, **loading: Any) -> Features:
+def build(kind: str, frozen: FrozenMaps, work: Path, *, seed: int = 0, **loading: Any) -> Features:
     """Trainable features of a kind.
 
     Args:
         kind: One of ``KINDS``.
         frozen: Maps of trained foundations, for the kinds without injection.
         work: Folder that `data.py` filled.
+        seed: Of random foundations.
         loading: Arguments of `load_foundations`, for the kinds with injection.
 
     Raises:
@@ -238,8 +198,9 @@ def build(kind: str, frozen: FrozenMaps, work: Path, **loading: Any) -> Features
         return AdaptedFeatures(frozen, parts[kind])
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(KINDS)}.")
-    encoder = load_foundations(**loading, random=kind == "random")
-    if kind == "random":
+    is_random = kind == "random"
+    encoder = load_foundations(**loading, random_seed=seed if is_random else None)
+    if is_random:
         calibrate(encoder, calibration_pictures(work))
     return FusedFeatures(encoder)
 
@@ -298,22 +259,13 @@ def load_trained(folder: Path) -> TrainedFeatures:
     loading = {"foundations": Path(about["foundations"]), "changes": about["changes"]}
     torch.manual_seed(about["seed"])
     frozen = FrozenMaps(load_foundations(**loading))
-    features = build(about["kind"], frozen, Path(about["work"]), **loading)
+    features = build(about["kind"], frozen, Path(about["work"]), seed=about["seed"], **loading)
     model = GeneralModel(features, about["subgroups"], about["sketches"])
     state = load_file(folder / "model.safetensors")
     result = model.load_state_dict(state, strict=False)
     if result.unexpected_keys:
         raise ValueError(f"{folder} does not fit its own description: {result.unexpected_keys}.")
     return TrainedFeatures(model.features, model.head).eval()
-
-
-def calibration_pictures(work: Path) -> Tensor:
-    """256 training pictures, ``[256, 3, 128, 128]`` in -1..1."""
-    from data import load_pictures
-    from training import normalise
-
-    pixels = load_pictures(work)[0].pixels
-    return normalise(pixels[:: len(pixels) // 256][:256])
 
 
 def build_untrained(name: str, foundations: Path) -> Features:

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusion_models import load_foundations
+from foundations import load_foundations
 
 from sketchfusion_plugins.data.openmoji import held_out_concepts
 from sketchfusion_plugins.data.openmoji_drawings import load_drawings

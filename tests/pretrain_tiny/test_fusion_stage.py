@@ -110,7 +110,7 @@ def test_a_trained_model_is_what_training_left(folders: dict[str, Path], load: L
     # What training has moved is saved, and the foundations are not.
     torch.manual_seed(3)
     loading = {"foundations": FOUNDATIONS, "changes": {}}
-    frozen = models.FrozenMaps(models.load_foundations(**loading))
+    frozen = models.FrozenMaps(load("foundations").load_foundations(**loading))
     torch.manual_seed(3)
     fresh = models.build("fused", frozen, folders["work"], **loading).state_dict()
     moved = {

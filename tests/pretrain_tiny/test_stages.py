@@ -306,8 +306,8 @@ def test_levels_alone(tiny_encoder: SketchFusionEncoder, load: Load) -> None:
         torch.testing.assert_close(maps, level / level.norm(dim=1, keepdim=True))
         assert features.channels == level.shape[1]
         assert features.cell_size(image, maps) == (stride, stride)
-        assert f"SD, stride {stride}" in load("evaluate").UNTRAINED
-    assert set(load("evaluate").UNTRAINED) == set(models.UNTRAINED)
+        assert f"SD, stride {stride}" in load("table_rows").UNTRAINED
+    assert set(load("table_rows").UNTRAINED) == set(models.UNTRAINED)
 
 
 def test_models_side_by_side_share_a_pass(tiny_encoder: SketchFusionEncoder, load: Load) -> None:
@@ -322,7 +322,7 @@ def test_models_side_by_side_share_a_pass(tiny_encoder: SketchFusionEncoder, loa
 def test_random_foundations_are_calibrated(load: Load) -> None:
     encoder = SketchFusionEncoder(preset("tiny").replace(weights="random")).eval()
     images = torch.rand(16, 3, 64, 64) * 2 - 1
-    load("fusion_models").calibrate(encoder, images)
+    load("foundations").calibrate(encoder, images)
     assert float(encoder.diffusion.encode(images, seed=0).std()) == pytest.approx(1.0, rel=1e-3)
     norms = [m for m in encoder.semantic.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     seen: list[Tensor] = []

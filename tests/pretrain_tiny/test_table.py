@@ -409,7 +409,7 @@ def test_the_concepts_seen_by_another_name_are_held_out(load: Load) -> None:
 
 
 def test_enlarged_rows_see_larger_images(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate = load("evaluate")
+    rows = load("table_rows")
     seen: list[Tensor] = []
 
     class Watching(MeanColour):
@@ -420,18 +420,18 @@ def test_enlarged_rows_see_larger_images(load: Load, monkeypatch: pytest.MonkeyP
         def embed(self, image: Tensor) -> Tensor:
             return self(image).flatten(1)
 
-    monkeypatch.setitem(evaluate.PLAIN, "HOG, 4x4", Watching)
-    features = evaluate.row_features("HOG, 4x4, 192 px", 0, Path())
+    monkeypatch.setitem(rows.PLAIN, "HOG, 4x4", Watching)
+    features = rows.row_features("HOG, 4x4, 192 px", 0, Path())
     image = torch.rand(2, 3, 128, 128)
     for method in (features, features.describe, features.embed):
         method(image)
         expected = F.interpolate(image, (192, 192), mode="bilinear")
         torch.testing.assert_close(seen.pop(), expected)
-    enlarged = evaluate.Enlarged(MeanColour(), 1.5)
+    enlarged = rows.Enlarged(MeanColour(), 1.5)
     assert not hasattr(enlarged, "embed")
-    assert evaluate.fingerprint("HOG, 4x4, 192 px", 0, Path()) == ""
-    shipped = evaluate.fingerprint("fused, as shipped", 0, Path())
-    assert evaluate.fingerprint("fused, as shipped, 192 px", 0, Path()) == shipped
+    assert rows.fingerprint("HOG, 4x4, 192 px", 0, Path()) == ""
+    shipped = rows.fingerprint("fused, as shipped", 0, Path())
+    assert rows.fingerprint("fused, as shipped, 192 px", 0, Path()) == shipped
 
 
 def test_judged_concepts_are_held_out_and_of_one_family_each(
