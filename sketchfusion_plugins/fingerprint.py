@@ -1,4 +1,4 @@
-"""Short hashes that tell models apart by their weights."""
+"""Short hashes that tell models apart by their weights, and values that tell activations apart."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from torch import Tensor, nn
 SAMPLES_PER_TENSOR = 16
 # The null prompt's embedding is no weight: it is computed, on every machine a little otherwise.
 COMPUTED = "null_embedding"
+# GELU and its approximations differ most between -3 and -1.
+ACTIVATION_POINTS = (-2.5, -1.5, -0.5, 0.5)
+_ACTIVATION_FILES = (
+    "torch.nn.modules.activation",
+    "transformers.activations",
+    "timm.layers.activations",
+)
+# Attention is written with a module or without, from version to version.
+_OF_ATTENTION = (nn.LogSoftmax, nn.Softmax, nn.Softmax2d, nn.Softmin)
 
 
 def plain_name(name: str) -> str:
@@ -67,6 +76,29 @@ def fingerprint_modules(
         digest.update(title.encode())
         digest.update(_round(values).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def sample_activations(module: nn.Module) -> list[float]:
+    """Values at `ACTIVATION_POINTS` of every kind of activation without weights inside a module.
+
+    Weights do not tell one activation from another. What it computes does, and stays the same when
+    a library gives its class another name.
+
+    Returns:
+        As many values for each kind, in ascending order, to six digits: the same in every precision
+        and on every device. Empty without activations of torch, transformers or timm.
+    """
+    found = set()
+    for child in module.modules():
+        known = type(child).__module__.startswith(_ACTIVATION_FILES)
+        if known and not isinstance(child, _OF_ATTENTION) and not child.state_dict():
+            # Anew each time, because some compute in place; and past what torch.compile or a hook
+            # would add.
+            points = torch.tensor(ACTIVATION_POINTS, dtype=torch.float64, device="cpu")
+            values = child.forward(points).tolist()
+            found.add(tuple(float(f"{value:.6g}") for value in values))
+    return [value for values in sorted(found) for value in values]
 
 
 def _differs(values: Tensor, origin: Tensor) -> bool:

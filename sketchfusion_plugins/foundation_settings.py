@@ -9,9 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
-from sketchfusion_plugins.fingerprint import sample_values
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sketchfusion_plugins.fingerprint import ACTIVATION_POINTS, sample_activations, sample_values
 
 Settings = dict[str, list[float]]
 
@@ -19,6 +24,17 @@ Settings = dict[str, list[float]]
 # out of files.
 NULL_PROMPT = "null_prompt"
 TOLERANCE, NULL_PROMPT_TOLERANCE = 1e-5, 0.1
+
+# The semantic branch's, which a CLIP's or timm's configuration chooses: its values, see
+# `sample_activations`. Versions that did not write them down are any's.
+ACTIVATION = "activation"
+_ACTIVATION_NAMES: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 def read_settings(encoder: Any) -> Settings:
@@ -33,13 +49,32 @@ def read_settings(encoder: Any) -> Settings:
         "latents": (diffusion.scaling_factor, diffusion.shift_factor),
         NULL_PROMPT: sample_values(embedding).tolist(),
     }
-    return {name: [float(f"{value:.6g}") for value in values] for name, values in found.items()}
+    rounded = {name: [float(f"{value:.6g}") for value in values] for name, values in found.items()}
+    return {**rounded, **read_activation(semantic)}
+
+
+def read_activation(model: Any) -> Settings:
+    """The one setting of a model that weights and configuration leave open; empty without any."""
+    values = sample_activations(model) if isinstance(model, nn.Module) else []
+    return {ACTIVATION: values} if values else {}
 
 
 def hash_settings(settings: Settings) -> str:
-    """Short hash of the settings that are the same on every machine: all but the null prompt."""
-    exact = {name: values for name, values in settings.items() if name != NULL_PROMPT}
-    return hashlib.sha256(json.dumps(exact, sort_keys=True).encode()).hexdigest()[:16]
+    """Short hashes of the settings that are the same on every machine: all but the null prompt.
+
+    Two with a point between: that of the activation comes second. Earlier versions wrote the first
+    alone, and nothing for models that have no other setting.
+    """
+    others = {k: values for k, values in settings.items() if k not in (NULL_PROMPT, ACTIVATION)}
+    activation = settings.get(ACTIVATION)
+    first = _hash(others) if others else ""
+    return first if activation is None else f"{first}.{_hash(activation)}"
+
+
+def are_alike(one: str, other: str) -> bool:
+    """Whether `hash_settings` gave the same for two models, as far as it was written for both."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return all(a == b for a, b in pairs if a and b)
 
 
 def describe_difference(saved: Settings, encoder: Any) -> str:
@@ -48,7 +83,7 @@ def describe_difference(saved: Settings, encoder: Any) -> str:
     Settings that were not saved may be any.
     """
     wrong = [
-        f"{name} {saved[name]}, got {values}"
+        f"{name} {_show(name, saved[name])}, got {_show(name, values)}"
         for name, values in read_settings(encoder).items()
         if name in saved and not _is_close(name, saved[name], values)
     ]
@@ -57,8 +92,27 @@ def describe_difference(saved: Settings, encoder: Any) -> str:
     return (
         "was trained on foundations that compute otherwise than this model's. Expected "
         f"{'; '.join(wrong)}. Build the model with the expected foundations, the files beside "
-        "their weights too: CLIP's preprocessor_config.json, the VAE's config.json, the text "
-        "encoder."
+        "their weights too: CLIP's preprocessor_config.json and config.json (hidden_act is its "
+        "activation), the VAE's config.json, the text encoder. Of timm's CLIPs the name tells "
+        "the activation: those with quickgelu compute with quick_gelu."
+    )
+
+
+def _hash(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _show(name: str, values: list[float]) -> str:
+    """Values of a setting; activations that have a name by it."""
+    if name != ACTIVATION:
+        return str(values)
+    points = torch.tensor(ACTIVATION_POINTS, dtype=torch.float64, device="cpu")
+    known = {title: compute(points).tolist() for title, compute in _ACTIVATION_NAMES.items()}
+    step = len(ACTIVATION_POINTS)
+    kinds = [values[start : start + step] for start in range(0, len(values), step)]
+    return " and ".join(
+        next((title for title in known if _is_close(name, kind, known[title])), str(kind))
+        for kind in kinds
     )
 
 

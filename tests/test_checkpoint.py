@@ -523,7 +523,17 @@ def _other_prompt(encoder: SketchFusionEncoder) -> None:
     embedding.copy_(embedding.flip(-1))
 
 
-SETTINGS = {"mean": _other_mean, "latents": _other_latents, "null_prompt": _other_prompt}
+def _other_activation(encoder: SketchFusionEncoder) -> None:
+    for layer in encoder.semantic.model.encoder.layers:
+        layer.mlp.activation_fn = nn.GELU()
+
+
+SETTINGS = {
+    "mean": _other_mean,
+    "latents": _other_latents,
+    "null_prompt": _other_prompt,
+    "activation": _other_activation,
+}
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -566,6 +576,34 @@ def test_settings_forget_precision_and_may_be_missing(saved: Path, build: Any) -
     other = build(seed=2)
     _other_mean(other)
     assert load_adapters(other, saved) == [], "an earlier version did not write them"
+
+
+def _with_activation(folder: Path, source: Path, name: str) -> dict[str, Any]:
+    """Changes to an encoder's configuration that make a copy of a CLIP compute otherwise."""
+    clip = Path(shutil.copytree(source, folder))
+    architecture = json.loads((clip / "config.json").read_text())
+    vision = architecture.get("vision_config", architecture)
+    (clip / "config.json").write_text(json.dumps({**vision, "hidden_act": name}))
+    return {"semantic__source": str(clip), "semantic__kind": "clip"}
+
+
+def test_gelu_is_no_quick_gelu(build: Any, clip_folder: Path, tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("quick_gelu", "gelu", "gelu_new")}
+    encoders = {
+        name: build(**_with_activation(folder, clip_folder, name))
+        for name, folder in folders.items()
+    }
+    assert len({fingerprint(encoder) for encoder in encoders.values()}) == 1
+    saved = tmp_path / "saved"
+    encoders["quick_gelu"].save_pretrained(saved)
+    for name, shown in (("gelu", "gelu"), ("gelu_new", "gelu_tanh")):
+        _refused(saved, encoders[name], f"Expected activation quick_gelu, got {shown}.*hidden_act")
+    assert load_adapters(encoders["quick_gelu"].half(), saved) == []
+    # Checkpoints of versions that did not write it down are any's.
+    foundations = _describe(saved / WEIGHTS_FILE)["foundations"]
+    del foundations["settings"]["activation"]
+    _redescribe(saved, foundations=foundations)
+    assert load_adapters(encoders["gelu"], saved) == []
 
 
 @pytest.mark.parametrize("settings", [3, [], {"mean": None}, {"mean": ["0.5"]}, {"std": 0.5}])

@@ -184,9 +184,10 @@ def merge(
     """
     with errors_in_one_line():
         from sketchfusion_plugins.index.merging import merge_indexes
+        from sketchfusion_plugins.inference.gallery import is_same_model
         from sketchfusion_plugins.problems import Problems
 
-        merged = merge_indexes(indexes, out, strict=strict, progress=True)
+        merged = merge_indexes(indexes, out, strict=strict, progress=True, same_model=is_same_model)
         problems = Problems(False)
         for key in merged.duplicates:
             problems.add(Path(key), ValueError("several indexes hold it; one vector is kept."))

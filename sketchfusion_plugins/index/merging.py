@@ -6,10 +6,12 @@ own ``merge_into``. Everything else is added to the largest index's structure.
 
 from __future__ import annotations
 
+import operator
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +57,12 @@ class Merged(NamedTuple):
 
 
 def merge_indexes(
-    sources: Sequence[str | Path], out: str | Path, *, strict: bool = False, progress: bool = False
+    sources: Sequence[str | Path],
+    out: str | Path,
+    *,
+    strict: bool = False,
+    progress: bool = False,
+    same_model: Callable[[str, str], bool] = operator.eq,
 ) -> Merged:
     """Write one index with the vectors, keys and metadata of several.
 
@@ -67,6 +74,7 @@ def merge_indexes(
         out: Folder that holds no index yet.
         strict: Refuse keys that more than one index holds, instead of keeping the first.
         progress: Show a progress bar while vectors are added to a structure.
+        same_model: Whether two fingerprints are of one model, where that is more than equality.
 
     Raises:
         FileNotFoundError: A source holds no index.
@@ -76,7 +84,7 @@ def merge_indexes(
     """
     out = Path(out)
     readers = [SketchIndex.open(folder) for folder in sources]
-    _check_sources(readers)
+    _check_sources(readers, same_model)
     seen: set[str] = set()
     duplicates: list[str] = []
     # The largest structure comes first: rows that it covers must be the first rows.
@@ -151,16 +159,17 @@ def _new_folder(out: Path) -> Iterator[None]:
         raise BlockingIOError(f"another process is writing {out}. Wait until it ends.") from error
 
 
-def _check_sources(readers: Sequence[SketchIndex]) -> None:
+def _check_sources(readers: Sequence[SketchIndex], same_model: Callable[[str, str], bool]) -> None:
     folders = [reader.folder.resolve() for reader in readers]
     if len(readers) < 2 or len(set(folders)) < len(folders):
         raise ValueError(
             "expected at least two different indexes to merge, got "
             f"{', '.join(str(reader.folder) for reader in readers) or 'none'}."
         )
-    first = readers[0]
-    for reader in readers[1:]:
-        reader.manifest.check_model(reader.folder, first.manifest.model)
+    # All pairs: one that does not say everything may be the same as two that differ.
+    for first, reader in combinations(readers, 2):
+        if not same_model(first.manifest.model, reader.manifest.model):
+            reader.manifest.check_model(reader.folder, first.manifest.model)
         for name in ("dim", "kind"):
             found, expected = getattr(reader.manifest, name), getattr(first.manifest, name)
             if found != expected:

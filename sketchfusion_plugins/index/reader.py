@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from sketchfusion_plugins.index.approximation import (
@@ -39,8 +39,9 @@ class Hit(NamedTuple):
 class SketchIndex:
     """One generation of an index, mapped into memory.
 
-    Opening takes milliseconds whatever the size. An open index keeps its generation, also while a
-    writer commits new ones; open it again to see those. It may be searched from several threads.
+    Opening takes milliseconds whatever the size, and leaves no file of the shards open however many
+    there are. An open index keeps its generation, also while a writer commits new ones; open it
+    again to see those. It may be searched from several threads.
 
     Args: use `open`.
     """
@@ -217,24 +218,28 @@ class _MappedShard:
         from safetensors.torch import load_file
 
         self.folder, self.name = folder, shard.items.name
-        path = folder / shard.vectors.name
+        vectors, items = folder / shard.vectors.name, folder / shard.items.name
         try:
-            tensors = load_file(path)
+            tensors = load_file(vectors)
             self.vectors: npt.NDArray[np.float32] = tensors["vectors"].numpy()
             self.offsets: npt.NDArray[np.int64] = tensors["offsets"].numpy()
-        except (SafetensorError, RuntimeError, KeyError) as error:
-            # torch opens the file a second time, and complains in its own way if it has gone.
-            if not path.exists():
-                raise FileNotFoundError(path) from error
-            raise damaged(folder, f"{shard.vectors.name}: {error}") from error
+            # Python's mmap would keep the file open, and wide vectors make many shards.
+            lines = torch.from_file(
+                str(items), size=shard.items.size, dtype=torch.uint8, device="cpu"
+            )
+        except (SafetensorError, OSError, RuntimeError, KeyError) as error:
+            # Neither library says in the system's words whether a file has gone, is forbidden, or
+            # is one too many.
+            for path in (vectors, items):
+                path.open("rb").close()
+            raise damaged(folder, f"{vectors.name} or {items.name}: {error}") from error
+        self.lines = lines.numpy().data
         expected = ((shard.rows, dim), (shard.rows + 1,), shard.items.size)
         if (self.vectors.shape, self.offsets.shape, int(self.offsets[-1])) != expected:
-            raise damaged(folder, f"{shard.vectors.name} does not fit {shard.items.name}")
-        with (folder / shard.items.name).open("rb") as file:
-            self.lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            raise damaged(folder, f"{vectors.name} does not fit {items.name}")
 
     def item(self, row: int) -> tuple[str, dict[str, Any]]:
-        line = self.lines[int(self.offsets[row]) : int(self.offsets[row + 1])]
+        line = bytes(self.lines[int(self.offsets[row]) : int(self.offsets[row + 1])])
         try:
             values = json.loads(line)
             return values["key"], values["metadata"]

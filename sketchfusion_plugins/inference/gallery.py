@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
+from sketchfusion_plugins.foundation_settings import are_alike
 from sketchfusion_plugins.index import Hit, IndexWriter, SketchIndex
 from sketchfusion_plugins.index.manifest import POINTER, Kind, Manifest
 from sketchfusion_plugins.inference.answers import Model, describe_files
@@ -37,7 +38,8 @@ class GalleryModel:
         weights: Weights of its foundations.
         size: Side, in pixels, of the square that pictures are padded to.
         fingerprint: See `models.model_fingerprint`.
-        settings: See `models.model_settings`; empty in indexes of versions that did not write it.
+        settings: See `models.model_settings`; empty, or without its second part, in indexes of
+            versions that did not write it.
     """
 
     name: str
@@ -73,7 +75,7 @@ class GalleryModel:
 
     def is_like(self, other: GalleryModel) -> bool:
         """Whether descriptors of the two can be compared."""
-        if self.settings and other.settings and self.settings != other.settings:
+        if not are_alike(self.settings, other.settings):
             return False
         return (self.fingerprint, self.size) == (other.fingerprint, other.size)
 
@@ -103,14 +105,23 @@ class GalleryModel:
                 "new index."
             )
         settings = model_settings(model)
-        if self.settings not in ("", settings):
+        if not are_alike(self.settings, settings):
             raise ValueError(
-                f"{place or self.name} computes otherwise than when the index was built: the hash "
-                "of its images' normalisation and its latents' scale is "
-                f"{settings}, expected {self.settings}. Use the files that it had beside its "
-                "weights, or build a new index."
+                f"{place or self.name} computes otherwise than when the index was built: the "
+                "hashes of its images' normalisation with its latents' scale, and of its "
+                f"activation (GELU or QuickGELU), are {settings}, expected {self.settings}. Use "
+                "the files that it had beside its weights, or build a new index."
             )
         return model
+
+
+def is_same_model(one: str, other: str) -> bool:
+    """Whether two indexes' `Manifest.model` name one model, as far as both say what it computes."""
+    try:
+        first, second = (GalleryModel(**json.loads(text)) for text in (one, other))
+    except (TypeError, ValueError):
+        return one == other
+    return first.is_like(second) and replace(first, settings=second.settings) == second
 
 
 def add_pictures(

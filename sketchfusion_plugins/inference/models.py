@@ -36,7 +36,11 @@ from sketchfusion_plugins.features import (
     PixelFeatures,
     TimmFeatures,
 )
-from sketchfusion_plugins.foundation_settings import hash_settings, read_settings
+from sketchfusion_plugins.foundation_settings import (
+    hash_settings,
+    read_activation,
+    read_settings,
+)
 from sketchfusion_plugins.presets import PRESETS
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import load_task
@@ -228,9 +232,12 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def model_settings(model: nn.Module) -> str:
-    """Short hash of what a model's foundations compute with besides weights; empty without any."""
+    """Short hashes of what a model computes with besides weights; empty without any.
+
+    See `hash_settings`. Of an encoder it is what its foundations compute with.
+    """
     encoders = [child for child in model.modules() if isinstance(child, SketchFusionEncoder)]
-    return hash_settings(read_settings(encoders[0])) if encoders else ""
+    return hash_settings(read_settings(encoders[0]) if encoders else read_activation(model))
 
 
 def _add_tensors(digest: Any, tensors: dict[str, torch.Tensor]) -> None:

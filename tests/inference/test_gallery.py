@@ -11,14 +11,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from timm.layers import GELU, QuickGELU
+from torch import nn
 
 pytest.importorskip("faiss")
 
 from sketchfusion_plugins import preset
 from sketchfusion_plugins.features import HogFeatures
 from sketchfusion_plugins.index import IndexWriter, SketchIndex
+from sketchfusion_plugins.index.merging import merge_indexes
 from sketchfusion_plugins.inference import gallery, sharding
-from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures, search_pictures
+from sketchfusion_plugins.inference.gallery import (
+    GalleryModel,
+    add_pictures,
+    is_same_model,
+    search_pictures,
+)
 from sketchfusion_plugins.inference.models import fresh_encoder, open_model
 from sketchfusion_plugins.inference.sharding import Ranks, Report
 from sketchfusion_plugins.problems import Problems
@@ -187,6 +195,63 @@ def test_a_model_that_computes_otherwise_is_refused(
     # Indexes of versions that did not write it are read as they were.
     assert GalleryModel.read(older).open() is model
     assert add_pictures(older, model, other, paths[:2], Problems(), progress=False) == (1, 2)
+
+
+def _with_quick_gelu(model: Any) -> Any:
+    for part in list(model.modules()):
+        if isinstance(getattr(part, "act", None), nn.GELU | GELU):
+            part.act = QuickGELU()
+    return model
+
+
+@pytest.mark.parametrize("name", ["clip:tiny", "timm:vit_tiny_patch16_224"])
+def test_an_index_of_gelu_is_none_of_quick_gelu(
+    name: str, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def describe(model: Any) -> GalleryModel:
+        return GalleryModel.of(model, name, "random", 32)
+
+    model, other = (open_model(name, weights="random") for _ in range(2))
+    if name.startswith("timm"):
+        model.size = other.size = None  # so that small pictures do
+    gelu, quick = describe(model), describe(_with_quick_gelu(other))
+    assert quick.fingerprint == gelu.fingerprint and quick.settings != gelu.settings
+    older = replace(gelu, settings=gelu.settings.partition(".")[0])
+    for place, by in (("new", gelu), ("old", older)):
+        IndexWriter.create(tmp_path / place, 4, model=str(by)).close()
+    with pytest.raises(ValueError, match="Descriptors of different models cannot be compared"):
+        add_pictures(tmp_path / "new", other, quick, paths, Problems(), progress=False)
+    monkeypatch.setattr(gallery, "open_model", lambda *_, **__: other)
+    with pytest.raises(ValueError, match=r"activation \(GELU or QuickGELU\)"):
+        GalleryModel.read(tmp_path / "new").open()
+    # Indexes of versions that did not write it are read as they were.
+    assert GalleryModel.read(tmp_path / "old").open() is other
+    assert older.is_like(quick) and older.is_like(gelu) and gelu.is_like(older)
+
+
+def test_indexes_that_say_more_and_less_of_a_model_are_merged(tmp_path: Path) -> None:
+    says = GalleryModel("m", "random", SIZE, "f", "s.gelu")
+    models = {
+        "says": says,
+        "less": replace(says, settings="s"),
+        "nothing": replace(says, settings=""),
+        "quick": replace(says, settings="s.quick"),
+        "moved": replace(says, name="elsewhere"),
+    }
+    for number, (place, model) in enumerate(models.items()):
+        with IndexWriter.create(tmp_path / place, 4, model=str(model)) as index:
+            index.add(np.eye(4)[:1] + number, [place])
+
+    def merge(*places: str) -> int:
+        out = tmp_path / "-".join(places)
+        sources = [tmp_path / place for place in places]
+        return merge_indexes(sources, out, same_model=is_same_model).rows
+
+    assert merge("says", "less", "nothing") == merge("less", "nothing", "quick") == 3
+    for places in (("says", "quick"), ("less", "says", "quick"), ("says", "moved")):
+        with pytest.raises(ValueError, match="Vectors of different models cannot be compared"):
+            merge(*places)
+    assert is_same_model("any text", "any text") and not is_same_model("any text", str(says))
 
 
 @pytest.mark.parametrize("name", ["hog", "tiny", "sd:tiny", "timm:test_vit"])

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from timm.layers import GELU, QuickGELU
+from torch import nn
 
 from sketchfusion_plugins import SketchFusionEncoder, preset
 from sketchfusion_plugins.adapter_file import CheckpointError
@@ -24,12 +26,14 @@ from sketchfusion_plugins.features import (
     PixelFeatures,
     TimmFeatures,
 )
+from sketchfusion_plugins.foundation_settings import are_alike
 from sketchfusion_plugins.inference.models import (
     config_of,
     default_size,
     find_config,
     fresh_encoder,
     model_fingerprint,
+    model_settings,
     open_model,
 )
 from sketchfusion_plugins.presets import PRESETS
@@ -37,6 +41,7 @@ from sketchfusion_plugins.tasks.load import build_task, load_task
 from sketchfusion_plugins.tasks.retrieval import Retrieval
 
 TINY = preset("tiny").replace(weights="random")
+TINY_SETTINGS = "1ecef98d8a3679cf"  # in indexes that users have
 
 
 @pytest.mark.parametrize(
@@ -209,6 +214,27 @@ def test_fingerprint_is_as_before_there_was_a_choice_to_shrink(
     monkeypatch.setattr("sketchfusion_plugins.inference.models.json", recorder)
     model_fingerprint(shrinking)
     assert "shrink" not in hashed[0]["semantic"] and "final_norm" in hashed[0]["semantic"]
+
+
+@pytest.mark.parametrize("name", ["tiny", "clip:tiny", "timm:vit_tiny_patch16_224"])
+def test_settings_tell_gelu_from_quick_gelu_where_fingerprints_do_not(name: str) -> None:
+    # As of timm's vit_*_clip_* and vit_*_clip_quickgelu_*, which have the same weights.
+    model = open_model(name, weights="random")
+    weights, before = model_fingerprint(model), model_settings(model)
+    assert model_settings(model.train()) == before
+    for part in list(model.modules()):
+        if isinstance(getattr(part, "act", None), nn.GELU | GELU):
+            part.act = QuickGELU()
+    assert model_fingerprint(model) == weights
+    assert not are_alike(model_settings(model), before)
+    # What versions wrote that did not know of activations.
+    earlier = before.partition(".")[0]
+    assert are_alike(earlier, before) and are_alike(model_settings(model), earlier)
+
+
+def test_settings_of_the_bundled_model_are_as_they_were() -> None:
+    assert model_settings(open_model("tiny")).partition(".")[0] == TINY_SETTINGS
+    assert model_settings(open_model("hog")) == ""
 
 
 def test_fingerprint_sees_one_changed_weight() -> None:
