@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sketchfusion_plugins.baselines import hog_features, pixel_features
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.heads.query import QuerySegmentationHead, ink_cells
+from sketchfusion_plugins.hub import timm_safetensors
 from sketchfusion_plugins.images import to_rgb
 
 GRID = 4
@@ -141,6 +142,9 @@ class TimmFeatures(Features):
         name: timm name.
         pretrained: Load timm's weights.
         size: Side that images are resized to before; None keeps them.
+
+    Raises:
+        ValueError: The name is ``local-dir:FOLDER``, and the folder holds no safetensors.
     """
 
     def __init__(self, name: str, pretrained: bool = True, size: int | None = None) -> None:
@@ -153,7 +157,12 @@ class TimmFeatures(Features):
         fixed = size is not None and known is not None and known.fixed_input_size
         sizing = {"img_size": size} if fixed else {}
         self.model = timm.create_model(
-            name, pretrained=pretrained, features_only=True, out_indices=(-1,), **sizing
+            name,
+            pretrained=pretrained,
+            pretrained_cfg_overlay=timm_safetensors(name) if pretrained else None,
+            features_only=True,
+            out_indices=(-1,),
+            **sizing,
         )
         self.model.eval().requires_grad_(False)
         self.size = size

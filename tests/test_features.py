@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,21 @@ def test_timm_is_timms_last_map(sketches: Any) -> None:
     torch.testing.assert_close(model(images), expected)
     assert model.channels == 512
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_timm_reads_safetensors_alone_from_a_folder(tmp_path: Path) -> None:
+    model = timm.create_model("resnet10t")
+    timm.models.save_for_hf(model, tmp_path, safe_serialization="both")
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    pickled = {name: value + 1 for name, value in model.state_dict().items()}
+    torch.save(pickled, tmp_path / "pytorch_model.bin")
+    read = TimmFeatures(f"local-dir:{tmp_path}").model.state_dict()
+    assert read and all(
+        torch.equal(value, model.state_dict()[name]) for name, value in read.items()
+    )
+    (tmp_path / "other.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"holds no \.safetensors file\. Write one with timm"):
+        TimmFeatures(f"local-dir:{tmp_path}")
 
 
 def test_timm_stays_frozen_in_training(sketches: Any) -> None:

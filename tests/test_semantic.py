@@ -400,6 +400,26 @@ def test_timm_pickle_needs_an_opt_in(tmp_path: Path) -> None:
         load_semantic(config)
 
 
+@pytest.mark.parametrize("pickled", ["pytorch_model.bin", "model.pth"])
+@pytest.mark.parametrize("safe", ["other.safetensors", "open_clip_model.safetensors"])
+def test_timm_reads_safetensors_beside_a_pickled_file(
+    safe: str, pickled: str, tmp_path: Path
+) -> None:
+    """timm's own choice would be the pickled one."""
+    model = timm.create_model("test_vit", num_classes=0)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    (tmp_path / "model.safetensors").rename(tmp_path / safe)
+    others = {name: value + 1 for name, value in model.state_dict().items()}
+    torch.save(others, tmp_path / pickled)
+    if safe != "other.safetensors":
+        save_file(others, tmp_path / "another.safetensors")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "lost")
+    config = SemanticConfig(source=str(tmp_path), kind="timm")
+    assert torch.equal(load_semantic(config).model.pos_embed, model.pos_embed)
+    opted_in = load_semantic(config, allow_pickle=True).model.pos_embed
+    assert torch.equal(opted_in, model.pos_embed + 1)
+
+
 def test_timm_weights_that_cannot_be_had() -> None:
     name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     with pytest.raises(OSError, match=f"could not load the image transformer from '{name}'"):

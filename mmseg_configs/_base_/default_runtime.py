@@ -8,7 +8,7 @@ env_cfg = dict(
     dist_cfg=dict(backend="nccl"),
 )
 visualizer = dict(
-    type="SegLocalVisualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer"
+    type="PictureVisualizer", vis_backends=[dict(type="LocalVisBackend")], name="visualizer"
 )
 log_processor = dict(by_epoch=False)
 log_level = "INFO"

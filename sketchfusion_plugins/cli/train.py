@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from contextlib import redirect_stdout
 from difflib import get_close_matches
@@ -122,9 +121,9 @@ def train(
         }
         config.merge_from_dict({key: value for key, value in given.items() if value is not None})
         config.work_dir = str(work_dir or config.get("work_dir") or Path("runs") / config.task.name)
-        config.resume, config.launcher = resume, launcher
+        config.resume, config.overwrite, config.launcher = resume, overwrite, launcher
         merge_settings(config, options)
-        if not (config.resume or overwrite):
+        if not (config.resume or config.overwrite):
             _refuse_earlier_run(Path(config.work_dir))
         trained, row = train_task(config)
         from mmengine.dist import is_main_process
@@ -162,8 +161,10 @@ def _refuse_earlier_run(folder: Path) -> None:
     Raises:
         ValueError: The folder holds adapters or checkpoints.
     """
+    from sketchfusion_plugins.mm.safe_loading import numbered_checkpoints
+
     found = [folder / "adapters"] if (folder / "adapters").exists() else []
-    found += sorted(path for path in folder.glob("*_*.pth") if re.match("(iter|epoch)_", path.name))
+    found += numbered_checkpoints(folder)
     if found:
         raise ValueError(
             f"{folder} holds an earlier run's {found[0].name}, which this one would replace. Take "

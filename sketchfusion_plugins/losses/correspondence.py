@@ -99,16 +99,17 @@ class CorrespondenceLoss(nn.Module):
         Args:
             source: Map of the source images, ``[B, C, h, w]``.
             target: Map of the target images, ``[B, C, h2, w2]``.
-            source_points: ``[B, N, 2]`` in pixels.
-            target_points: Where the same points lie in the target images, ``[B, N, 2]`` in pixels.
+            source_points: ``[B, N, 2]`` in pixels, on any device.
+            target_points: Where the same points lie in the target images, ``[B, N, 2]`` in pixels,
+                on any device.
             source_stride: Pixels per cell of the source map.
             target_stride: Pixels per cell of the target map.
-            visible: Which points both images show, bool ``[B, N]``; None for all.
+            visible: Which points both images show, bool ``[B, N]`` on any device; None for all.
             generator: Of the noise; None for torch's own.
 
         Returns:
             Weighted scalars ``loss_end_point`` and ``loss_contrastive``, those whose weight is
-            not 0. They are 0 where no point is visible.
+            not 0, on the maps' device. They are 0 where no point is visible.
 
         Raises:
             ValueError: Shapes do not fit, or a visible point is not finite.
@@ -181,7 +182,7 @@ def end_point_error(
     Returns:
         Scalar in cells of the target map.
     """
-    visible = _matched(source_points, target_points, visible)
+    source_points, target_points, visible = _matched(source, source_points, target_points, visible)
     found = match_points(
         source,
         target,
@@ -232,7 +233,7 @@ def matched_contrast(
         Scalar.
     """
     check_maps(source, target)
-    visible = _matched(source_points, target_points, visible)
+    source_points, target_points, visible = _matched(source, source_points, target_points, visible)
     queries = sample_descriptors(source, source_points, source_stride, visible)
     keys = sample_descriptors(target, target_points, target_stride, visible)
     shared = _share_cell(source_points, source_stride) | _share_cell(target_points, target_stride)
@@ -246,14 +247,19 @@ def matched_contrast(
     return _mean_over_pairs(entropy, visible)
 
 
-def _matched(source_points: Tensor, target_points: Tensor, visible: Tensor | None) -> Tensor:
+def _matched(
+    features: Tensor, source_points: Tensor, target_points: Tensor, visible: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Points of both images and which there are, checked, on the map's device."""
     if source_points.shape != target_points.shape:
         raise ValueError(
             "every source point needs its target point, got shapes "
             f"{list(source_points.shape)} and {list(target_points.shape)}."
         )
     visible_points(target_points, visible)
-    return visible_points(source_points, visible)
+    visible = visible_points(source_points, visible)
+    device = features.device
+    return source_points.to(device), target_points.to(device), visible.to(device)
 
 
 def _share_cell(points: Tensor, stride: Stride) -> Tensor:

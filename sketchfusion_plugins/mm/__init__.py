@@ -44,8 +44,9 @@ if find_spec("mmseg") is not None:
         SPGStrokesDataset,
     )
     from sketchfusion_plugins.mm.tta import AveragedTTAModel
+    from sketchfusion_plugins.mm.visualizer import PictureVisualizer
 
-    __all__ += ["AveragedTTAModel", "LinearHead", "SketchParts"]
+    __all__ += ["AveragedTTAModel", "LinearHead", "PictureVisualizer", "SketchParts"]
     __all__ += [
         "RenderStrokes",
         "RenderedVisualizationHook",

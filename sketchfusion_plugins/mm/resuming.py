@@ -1,4 +1,4 @@
-"""Where a run goes on, and that it goes on as it began.
+"""Where a run goes on, that it goes on as it began, and that one which replaces it does not.
 
 mmengine restores learning rate and schedule as they were saved: what was changed about them since
 is without effect, and a schedule that has run down stays at its end. Other data would mix splits.
@@ -11,8 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 
-from sketchfusion_plugins.mm.safe_loading import last_checkpoint, read_checkpoint
+from sketchfusion_plugins.mm.safe_loading import (
+    POINTER,
+    last_checkpoint,
+    numbered_checkpoints,
+    read_checkpoint,
+)
 
 # What a resumed run has in common with the run that it resumes; parts of the config by their start.
 KEPT = (
@@ -44,6 +51,26 @@ def find_start(config: Config) -> tuple[str | None, bool]:
     if resume and Path(start).is_file():
         _refuse_changes(config, Path(start))
     return start, resume
+
+
+class ReplaceRunHook(Hook):  # type: ignore[misc]
+    """Deletes an earlier run's checkpoints once this run's first batch is there.
+
+    Until then what can fail may, and the earlier run is whole. Later, a run that was killed before
+    its first checkpoint would be resumed from the earlier one's.
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(self) -> None:
+        self.replaced = False
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Delete them, before the first iteration."""
+        if not self.replaced and is_main_process():
+            for path in (*numbered_checkpoints(runner.work_dir), Path(runner.work_dir) / POINTER):
+                path.unlink(missing_ok=True)
+        self.replaced = True
 
 
 def _refuse_changes(config: Config, checkpoint: Path) -> None:

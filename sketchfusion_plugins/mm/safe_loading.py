@@ -18,6 +18,9 @@ from mmengine.logging import HistoryBuffer
 
 from sketchfusion_plugins.adapter_file import CheckpointError
 
+# Names the checkpoint of a work directory that was written last.
+POINTER = "last_checkpoint"
+
 
 def allow_history() -> None:
     """Name the log's classes as safe for this process, so that resuming and testing work.
@@ -58,6 +61,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def numbered_checkpoints(work_dir: str | Path) -> list[Path]:
+    """Checkpoints of a work directory by mmengine's names, the newest first."""
+    numbered = [
+        (int(found[1]), path)
+        for path in Path(work_dir).glob("*_*.pth")
+        if (found := re.fullmatch(r"(?:iter|epoch)_(\d+)\.pth", path.name))
+    ]
+    return [path for _, path in sorted(numbered, reverse=True)]
+
+
 def last_checkpoint(work_dir: str | Path) -> Path | None:
     """The checkpoint to resume a work directory from; None if there is none.
 
@@ -68,15 +81,10 @@ def last_checkpoint(work_dir: str | Path) -> Path | None:
         CheckpointError: A checkpoint was finished, and every one there is damaged.
     """
     folder = Path(work_dir)
-    pointer = folder / "last_checkpoint"
+    pointer = folder / POINTER
     name = pointer.read_text().strip() if pointer.is_file() else ""
     named = Path(name)
-    numbered = {
-        int(found[1]): path
-        for path in folder.glob("*_*.pth")
-        if (found := re.fullmatch(r"(?:iter|epoch)_(\d+)\.pth", path.name))
-    }
-    candidates = [path for _, path in sorted(numbered.items(), reverse=True)]
+    candidates = numbered_checkpoints(folder)
     if named.is_file():
         candidates.insert(0, named)
     errors = []

@@ -27,6 +27,7 @@ OPTIONAL: dict[str, Hints] = {
         "work_dir": str,
         "load_from": str | None,
         "resume": bool,
+        "overwrite": bool,
         "launcher": Literal["none", "pytorch", "slurm"],
         "visualizer": Mapping | None,
     },

@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import init_dist
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Subset
@@ -28,7 +29,7 @@ from sketchfusion_plugins.evaluation.report import Row
 from sketchfusion_plugins.inference.models import find_config
 from sketchfusion_plugins.inference.sharding import LONGEST_WAIT
 from sketchfusion_plugins.inference.splits import split_seed
-from sketchfusion_plugins.mm.resuming import find_start
+from sketchfusion_plugins.mm.resuming import ReplaceRunHook, find_start
 from sketchfusion_plugins.mm.seeding import NumberedSampler, SeededDraws, SeedIterationHook
 from sketchfusion_plugins.mm.tasks import TaskModel, save_task, trained_task
 from sketchfusion_plugins.tasks.base import Task
@@ -112,7 +113,8 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     Args:
         config: See `read_config`; ``work_dir`` must be set. Without ``data.seed`` the split is that
             of the adapters to start from; without ``train_cfg.val_interval`` the end alone is
-            judged.
+            judged. With ``overwrite`` the first iteration deletes the checkpoints of an earlier run
+            in ``work_dir``, unless it is resumed.
         data: Data instead of those that the config names. Settings of the task that the config
             leaves out follow from the data: recognition's classes, what retrieval compares by.
 
@@ -158,6 +160,9 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     if start is None and data.fit is not None:
         task.to(get_device()).fit_head(_fitted_part(data.fit, task, config.judge.batch_size))
     judge = Judge(data, get_device(), **config.judge)
+    hooks: list[Hook] = [SeedIterationHook(seed)]
+    if config.get("overwrite") and not resume:
+        hooks.append(ReplaceRunHook())
     runner = Runner(
         model=TaskModel(task),
         work_dir=config.work_dir,
@@ -172,7 +177,7 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
             {"end": config.train_cfg.max_iters, **scheduler} for scheduler in config.param_scheduler
         ],
         default_hooks=config.default_hooks,
-        custom_hooks=[SeedIterationHook(seed), *(config.get("custom_hooks") or [])],
+        custom_hooks=[*hooks, *(config.get("custom_hooks") or [])],
         load_from=start,
         resume=resume,
         launcher=config.get("launcher", "none"),

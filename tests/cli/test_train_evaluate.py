@@ -52,7 +52,9 @@ def test_trained_adapters_are_judged_alike(run: Any, tmp_path: Path) -> None:
     refused = run(*longer, status=1).stderr.splitlines()[-1]
     assert refused.startswith(f"Error: {work} holds an earlier run's adapters")
     assert file.read_bytes() == before
+    (work / "iter_200.pth").touch()
     run(*longer, "--overwrite")
+    assert not (work / "iter_200.pth").exists()
     assert file.read_bytes() != before
     # A shorter run has a curve of its own, without the end of the one that it replaces.
     assert read_training_log(work)["PCK@5"][0].tolist() == [3]

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sketchfusion_plugins.heads.cells import cell_centres
 from sketchfusion_plugins.heads.matching import match_points
@@ -74,6 +75,33 @@ def test_end_point_error_by_hand() -> None:
     error = end_point_error(features, features, start, end, source_stride=8, target_stride=8)
     # 3 cells right and 4 down are 5 cells off; the other point is right.
     assert float(error) == pytest.approx((5 + 0) / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("shown", [None, "cpu", "cuda"])
+@pytest.mark.parametrize("ends", ["cpu", "cuda"])
+@pytest.mark.parametrize("starts", ["cpu", "cuda"])
+def test_points_of_another_device_than_the_maps(
+    starts: str, ends: str, shown: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tensors without values, which refuse to be mixed as real ones do."""
+    # They have no values to look at either, as while a model is compiled.
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            loss = CorrespondenceLoss(CorrespondenceLossConfig(contrastive=1.0))
+        source = torch.zeros(1, 8, 5, 7, device="cuda")
+        target = torch.zeros(1, 8, 6, 3, device="cuda")
+        visible = None if shown is None else torch.ones(1, 4, dtype=torch.bool, device=shown)
+        losses = loss(
+            source,
+            target,
+            torch.zeros(1, 4, 2, device=starts),
+            torch.zeros(1, 4, 2, device=ends),
+            source_stride=8,
+            target_stride=8,
+            visible=visible,
+        )
+        assert [value.device.type for value in losses.values()] == ["cuda", "cuda"]
 
 
 def test_perfect_prediction_has_a_finite_gradient() -> None:

@@ -205,6 +205,8 @@ def run_tool(
     from mmengine.visualization import Visualizer
     from mmseg.visualization import SegLocalVisualizer
 
+    from sketchfusion_plugins.mm.visualizer import PictureVisualizer
+
     tools = Path(mmseg.__file__).parent / ".mim" / "tools"
 
     def run(
@@ -217,8 +219,8 @@ def run_tool(
         monkeypatch.setattr(sys, "argv", command)
         monkeypatch.setenv("LOCAL_RANK", "0")
         # Visualisers keep the folder they were made for, and hooks take the one made last.
-        SegLocalVisualizer._instance_dict.clear()
-        Visualizer._instance_dict.clear()
+        for visualizer in (PictureVisualizer, SegLocalVisualizer, Visualizer):
+            visualizer._instance_dict.clear()
         capfd.readouterr()
         runpy.run_path(str(tools / tool), run_name="__main__")
         return "".join(capfd.readouterr())

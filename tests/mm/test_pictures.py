@@ -15,7 +15,8 @@ import torch
 from mmengine.config import Config
 from mmengine.fileio import get, get_text
 from mmengine.registry import init_default_scope
-from mmseg.registry import DATASETS
+from mmseg.registry import DATASETS, VISUALIZERS
+from mmseg.structures import SegDataSample
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -110,6 +111,36 @@ def test_inferencer_is_given_these_pixels(name: str, tmp_path: Path) -> None:
     assert torch.equal(inferencer.pipeline(str(tmp_path / "line.png"))["inputs"], expected)
     labels = inferencer(str(tmp_path / "line.png"), show=False)["predictions"]
     assert labels.shape == expected.shape[1:]
+
+
+def test_inferencer_draws_on_these_pixels(picture: Path, tmp_path: Path) -> None:
+    from mmseg.apis import MMSegInferencer
+
+    config = Config.fromfile(CONFIGS / "tiny_linear_folder_128.py")
+    config.model.backbone.weights = "random"
+    inferencer = MMSegInferencer(config, device="cpu")
+    expected = np.array(open_image(picture))
+    # Nothing but the picture shows through labels of no opacity.
+    options = {"show": False, "return_vis": True, "opacity": 0.0, "with_labels": False}
+    drawn = inferencer(str(picture), **options)["visualization"]
+    assert np.array_equal(drawn, expected)
+    inferencer(str(picture), show=False, out_dir=str(tmp_path / "out"), opacity=0.0)
+    assert list((tmp_path / "out").rglob("*.png"))
+    # Another picture in memory is drawn on as it is.
+    assert np.array_equal(inferencer(255 - expected, **options)["visualization"], 255 - expected)
+
+
+def test_pictures_in_other_hands_are_drawn_on_as_they_are(tmp_path: Path) -> None:
+    """mmseg's hook and ours give what they have read or rendered, under a path or a mere name."""
+    visualizer = VISUALIZERS.build({"type": "PictureVisualizer", "name": "others"})
+    transparent(tmp_path / "line.png")
+    image = np.full((64, 96, 3), 7, np.uint8)
+    paths = (str(tmp_path / "line.png"), "ant_00001.png", None)
+    samples = [SegDataSample(metainfo={"img_path": path}) for path in paths]
+    for number, sample in enumerate((*samples, SegDataSample(), None)):
+        out = tmp_path / f"{number}.png"
+        visualizer.add_datasample("shown", image, sample, out_file=str(out))
+        assert np.array_equal(np.array(open_image(out)), image)
 
 
 @pytest.mark.parametrize("name", ["tiny_linear_folder_128", "base_linear_folder_336"])

