@@ -44,8 +44,11 @@ def main() -> None:
         }
         config = read_config(name, options)
         data = load_task_data(name, **config.data)
-        if not (run / f"iter_{arguments.iterations}.pth").exists():
+        # After the last checkpoint heads are fitted, and adapters are written once more.
+        finished = run / f"finished_{arguments.iterations}"
+        if not finished.exists():
             train_task(config, data)
+            finished.touch()
         encoder = build_encoder(config.encoder)
         models = baselines(name, encoder)
         models["fused, trained"] = lambda run=run: load_task(run / "adapters")

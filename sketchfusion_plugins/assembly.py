@@ -11,6 +11,7 @@ from sketchfusion_plugins.aggregation import AdaptiveAggregation, AdaptivePyrami
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.denoiser import Block, default_taps, list_blocks
 from sketchfusion_plugins.diffusion import Diffusion, load_diffusion, skip_random_weights
+from sketchfusion_plugins.hub import refuse_unavailable
 from sketchfusion_plugins.semantic import SemanticBranch, load_semantic
 
 
@@ -55,6 +56,9 @@ def load_foundations(
         "allow_pickle": allow_pickle,
     }
     is_random = config.weights == "random"
+    if semantic is None:
+        # Not after gigabytes of the diffusion branch.
+        refuse_unavailable(config.semantic.source, config.weights)
     # Random foundations are always drawn on the CPU: the same ones on every device.
     build_device = device if device.type == "meta" else torch.device("cpu")
     with build_device, torch.random.fork_rng(devices=[], enabled=is_random):

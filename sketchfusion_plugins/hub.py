@@ -64,10 +64,20 @@ def refuse_unavailable(source: str, weights: str) -> None:
     """Raise before any download when ``source`` is known to have no weights to give.
 
     Raises:
-        OSError: Names the mirror to use instead.
+        OSError: A path without a folder, which no id looks like, or a repository that was removed;
+            names its mirror.
     """
-    if weights == "random" or Path(source).is_dir():
+    path = Path(source)
+    if weights == "random" or path.is_dir():
         return
+    if path.is_absolute() or path.parts[:1] == ("..",) or source.startswith(("~", "./", ".\\")):
+        expanded = path.expanduser()
+        if source.startswith("~") and expanded.is_dir():
+            hint = f"'~' stands for no folder here: give {str(expanded)!r}."
+        else:
+            hint = "Give the path of an existing folder, or a Hugging Face id 'owner/name'."
+        held = "a file" if path.exists() else "nothing"
+        raise OSError(f"expected a folder with a model at {source!r}, found {held}. {hint}")
     mirror = RETIRED_REPOSITORIES.get(source)
     if mirror is not None:
         raise OSError(

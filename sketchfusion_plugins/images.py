@@ -46,6 +46,8 @@ def open_image(path: str | Path) -> Image.Image:
         ) from error
     except Image.DecompressionBombError as error:
         raise OSError(f"{path}: {error} Make it smaller.") from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"{path} is a folder, expected a picture.") from error
     except OSError as error:
         if str(path) in str(error):
             raise

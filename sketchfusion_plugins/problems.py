@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,11 +32,31 @@ class Problems:
         Raises:
             OSError: ``strict`` is set.
         """
-        reason = str(error)
+        reason = tell(error)
         line = reason if str(path) in reason else f"{path}: {reason}"
         if self.strict:
             raise OSError(line) from error
         self.found.append(line)
+
+
+def tell(error: Exception) -> str:
+    """What an error says; of the operating system's, the file and what is wrong with it."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    if not isinstance(error.filename, (str, bytes, os.PathLike)):
+        return str(error)
+    name = os.fsdecode(error.filename)
+    if error.filename2 is not None:
+        # A file that was to be renamed, and its new name.
+        second = os.fsdecode(error.filename2)
+        if not isinstance(error, IsADirectoryError):
+            return f"{name} -> {second}: {error.strerror}."
+        name = second
+    if isinstance(error, FileNotFoundError):
+        return f"{name} does not exist."
+    if isinstance(error, IsADirectoryError):
+        return f"{name} is a folder, expected a file."
+    return f"{name}: {error.strerror}."
 
 
 @contextmanager

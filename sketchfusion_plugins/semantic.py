@@ -196,9 +196,9 @@ def load_semantic(
         OSError: It cannot be loaded; the message says how to mend it.
         ValueError: The model is of a kind that is not supported.
     """
+    refuse_unavailable(config.source, weights)
     if _is_timm(config):
         return _load_timm(config, weights, dtype, allow_pickle)
-    refuse_unavailable(config.source, weights)
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     folder = Path(config.source)

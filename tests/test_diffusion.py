@@ -20,10 +20,11 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sketchfusion_plugins.config import DiffusionConfig
+from sketchfusion_plugins.config import DiffusionConfig, SemanticConfig
 from sketchfusion_plugins.diffusion import Diffusion, load_diffusion, noise_scales
 from sketchfusion_plugins.hub import RETIRED_REPOSITORIES
 from sketchfusion_plugins.noise import draw_noise
+from sketchfusion_plugins.semantic import load_semantic
 
 TAPS = ("up0", "up1", "up2")
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -538,6 +539,35 @@ def test_local_copy_of_a_retired_id(
     shutil.move(pipeline_copy, tmp_path / source)
     monkeypatch.chdir(tmp_path)
     assert load_diffusion(DiffusionConfig(source=source)).denoiser.taps == TAPS
+
+
+@pytest.mark.parametrize("source", ["{}/nope", "{}/file", "./nope", "../nope", "~/nope"])
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda source: load_diffusion(DiffusionConfig(source=source)),
+        lambda source: load_semantic(SemanticConfig(source=source)),
+        lambda source: load_semantic(SemanticConfig(source=source, kind="timm")),
+    ],
+    ids=["diffusion", "clip", "timm"],
+)
+def test_paths_without_a_folder_are_no_ids(
+    load: Callable[[str], Any], source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    source = source.format(tmp_path)
+    found = "a file" if source.endswith("file") else "nothing"
+    with pytest.raises(OSError, match=rf"expected a folder .* at '{source}', found {found}\."):
+        load(source)
+
+
+def test_home_is_spelt_out(
+    pipeline_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(pipeline_copy.parent))
+    with pytest.raises(OSError, match=f"give '{pipeline_copy}'"):
+        load_diffusion(DiffusionConfig(source=f"~/{pipeline_copy.name}"))
 
 
 def test_unknown_id_without_network() -> None:

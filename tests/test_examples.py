@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +78,15 @@ def test_the_four_tasks_script_trains_judges_and_goes_on(tmp_path: Path) -> None
     report = (tmp_path / "runs" / "retrieval.md").read_text()
     assert "| SD + CLIP |" in report and "| fused, trained |" in report
     # Nothing is trained or measured again.
-    written = (tmp_path / "runs" / "retrieval" / "iter_2.pth").stat().st_mtime_ns
+    run = tmp_path / "runs" / "retrieval"
+    written = (run / "iter_2.pth").stat().st_mtime_ns
     _run(*command, "--limit", 150, folder=tmp_path)
-    assert (tmp_path / "runs" / "retrieval" / "iter_2.pth").stat().st_mtime_ns == written
+    assert (run / "iter_2.pth").stat().st_mtime_ns == written
+    assert (tmp_path / "runs" / "retrieval.md").read_text() == report
+    # As a kill between the last checkpoint and the last adapters leaves it.
+    (run / "finished_2").unlink()
+    shutil.rmtree(run / "adapters")
+    _run(*command, "--limit", 150, folder=tmp_path)
+    assert (run / "adapters" / "adapters.safetensors").is_file()
+    assert (run / "iter_2.pth").stat().st_mtime_ns == written
     assert (tmp_path / "runs" / "retrieval.md").read_text() == report

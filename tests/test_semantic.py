@@ -225,6 +225,17 @@ def test_clip_that_cannot_be_had() -> None:
         load_semantic(SemanticConfig(source="nobody/clip"), weights="random")
 
 
+def test_a_missing_folder_is_told_before_the_diffusion_branch_is_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("no diffusion branch may be loaded")
+
+    monkeypatch.setattr("sketchfusion_plugins.assembly.load_diffusion", load)
+    with pytest.raises(OSError, match="expected a folder with a model at '/nope', found nothing"):
+        SketchFusionEncoder(preset("paper").replace(semantic__source="/nope"))
+
+
 def test_a_folder_tells_whether_timm_reads_it(clip_folder: Path, tmp_path: Path) -> None:
     assert isinstance(load_semantic(SemanticConfig(str(clip_folder), kind="timm")), ClipVision)
 

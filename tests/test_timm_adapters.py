@@ -16,7 +16,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_model_data_config
 from timm.optim import create_optimizer_v2
 
@@ -26,6 +26,7 @@ from sketchfusion_plugins.adapter_file import WEIGHTS_FILE
 from sketchfusion_plugins.checkpoint import adapter_state, save_adapters
 from sketchfusion_plugins.config import STABLE_DIFFUSION_21
 from sketchfusion_plugins.presets import STABLE_DIFFUSION_15
+from sketchfusion_plugins.tasks.load import build_task
 
 TINY = "sketchfusion_tiny"
 
@@ -377,6 +378,16 @@ def test_pretrained_cfg_may_name_adapters(
     assert torch.equal(backbone(image)[1], levels[0])
 
 
+def test_adapters_of_a_task_go_into_a_timm_model(tmp_path: Path) -> None:
+    encoder = SketchFusionEncoder.from_pretrained("sketchfusion/tiny", diffusion__timestep=200)
+    torch.nn.init.normal_(encoder.aggregator.branch_logits)  # type: ignore[union-attr,arg-type]
+    build_task("correspondence", encoder).save_pretrained(tmp_path)
+    overlay = {"file": str(tmp_path)}
+    model = timm.create_model(TINY, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    assert torch.equal(model.forward_features(image), encoder.eval()(image))
+
+
 @pytest.mark.parametrize(
     ("name", "semantic", "kind"),
     [
@@ -445,3 +456,149 @@ def test_version_is_the_distribution_version() -> None:
     from importlib.metadata import version
 
     assert version("sketchfusion-plugins") == sketchfusion_plugins.__version__
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_an_export_of_timm_is_a_model(adapted: bool, tmp_path: Path) -> None:
+    changes = {"diffusion__timestep": 200}
+    model = timm.create_model(TINY, pretrained=True, num_classes=5, in_chans=1, changes=changes)
+    torch.nn.init.normal_(model.head.fc.weight)
+    if adapted:
+        # Then the configuration is the adapters', not one that the caller gave.
+        model.save_pretrained(tmp_path / "adapters")
+        model = timm.create_model(f"local-dir:{tmp_path / 'adapters'}", pretrained=True)
+    folder = tmp_path / "exported"
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    image = torch.rand(1, 1, 64, 64) * 2 - 1
+    with torch.no_grad():
+        expected = model.eval()(image)
+        again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        assert torch.equal(again(image), expected)
+        backbone = timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True)
+        levels = model.encoder.forward_levels(image).maps
+        assert torch.equal(backbone.eval()(image)[1], levels[0])
+        other = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=2).eval()
+        assert torch.equal(other.forward_features(image), model.forward_features(image))
+        fresh = timm.create_model(f"local-dir:{folder}")
+        assert fresh.encoder.config.diffusion.timestep == 200
+        assert not torch.equal(fresh.head.fc.weight, model.head.fc.weight)
+        # What was loaded from an export goes on as adapters.
+        again.save_pretrained(tmp_path / "again")
+        last = timm.create_model(f"local-dir:{tmp_path / 'again'}", pretrained=True).eval()
+        assert torch.equal(last(image), expected)
+
+
+def test_a_hub_repository_that_timm_pushed_is_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = timm.create_model(TINY, pretrained=True, num_classes=5).eval()
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+
+    def fetch(repo_id: str, filename: str, **options: Any) -> str:
+        assert repo_id == "someone/mine"
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", fetch)
+    again = timm.create_model("hf-hub:someone/mine", pretrained=True).eval()
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    assert torch.equal(again(image), model(image))
+    assert "loaded the whole state dict of someone/mine over them." in caplog.text
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_folder_without_weights_is_told_at_once(
+    adapted: bool, tmp_path: Path, tiny: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As a relative path of two parts it looks like a Hugging Face id.
+    monkeypatch.chdir(tmp_path)
+    if adapted:
+        tiny.save_pretrained("made")
+        Path("made", WEIGHTS_FILE).unlink()
+        held = r"which holds config\.json"
+    else:
+        timm.models.save_for_hf(tiny, "made")
+        held = r"which holds config\.json, pytorch_model\.bin.*safe_serialization=True.*checkpoint"
+        model = timm.create_model("local-dir:made", checkpoint_path="made/pytorch_model.bin")
+        assert torch.equal(model.head.fc.weight, tiny.head.fc.weight)
+    with pytest.raises(OSError, match=rf"expected adapters\.safetensors.* in .*made, {held}"):
+        timm.create_model("local-dir:made", pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["whole.pth", "whole.safetensors"])
+def test_a_state_dict_as_file_is_told_where_it_goes(
+    name: str, tmp_path: Path, tiny: torch.nn.Module
+) -> None:
+    path = tmp_path / name
+    if path.suffix == ".pth":
+        torch.save(tiny.state_dict(), path)
+    else:
+        save_file(tiny.state_dict(), path)
+    options = {"pretrained": True, "num_classes": 5}
+    with pytest.raises(CheckpointError, match="whole state dict, give it as checkpoint_path="):
+        timm.create_model(TINY, **options, pretrained_cfg_overlay={"file": str(path)})
+    model = timm.create_model(TINY, **options, checkpoint_path=path)
+    assert torch.equal(model.head.fc.weight, tiny.head.fc.weight)
+
+
+def test_training_on_one_image_is_told() -> None:
+    model = timm.create_model(TINY, num_classes=3)
+    image = torch.zeros(1, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"at least two images, got 1\. Drop the last batch"):
+        model(image)
+    assert model.eval()(image).shape == (1, 3)
+    # Over several processes, one image on each is enough.
+    synchronised = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model.head)
+    assert isinstance(synchronised.norm, torch.nn.SyncBatchNorm)
+    assert timm.create_model(TINY, num_classes=0)(image).shape == (1, 192)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "loaded adapters sketchfusion/tiny; a head is fresh."),
+        ({"num_classes": 0}, "loaded adapters sketchfusion/tiny."),
+        ({"features_only": True}, "loaded adapters sketchfusion/tiny."),
+        ({"changes": {"injection__sites": ("up0",)}}, "and head are fresh, because "),
+        (
+            {"pretrained_cfg_overlay": {"file": None}},
+            "injection, aggregation and head are fresh.",
+        ),
+        (
+            {"pretrained_cfg_overlay": {"file": None}, "num_classes": 0},
+            "injection and aggregation are fresh.",
+        ),
+        (
+            {"pretrained_cfg_overlay": {"file": None}, "features_only": True},
+            "injection is fresh.",
+        ),
+    ],
+)
+def test_what_is_fresh_is_told(
+    options: dict[str, Any], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    timm.create_model(TINY, pretrained=True, **options)
+    assert told in caplog.text
+
+
+def test_a_given_state_dict_is_told(
+    tiny: torch.nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    overlay = {"state_dict": tiny.state_dict(), "num_classes": 5}
+    model = timm.create_model(TINY, pretrained=True, num_classes=5, pretrained_cfg_overlay=overlay)
+    assert torch.equal(model.head.fc.weight, tiny.head.fc.weight)
+    assert "loaded the given state dict over them." in caplog.text
+    assert "sketchfusion/tiny;" not in caplog.text
+
+
+def test_features_by_fx_and_exported_programs(tiny: torch.nn.Module) -> None:
+    from timm.models._features_fx import create_feature_extractor
+
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    program = torch.export.export(tiny, (image,)).module()
+    with torch.no_grad():
+        assert torch.equal(program(image), tiny(image))
+        extractor = create_feature_extractor(tiny, {"head.norm": "normalised"}).eval()
+        pooled = tiny.forward_head(tiny.forward_features(image), pre_logits=True)
+        assert torch.equal(extractor(image)["normalised"], tiny.head.norm(pooled))
+    with pytest.raises(TypeError, match="got Proxy"):
+        torch.fx.symbolic_trace(tiny)

@@ -5,7 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from timm.layers import ClassifierHead
+from timm.models import register_notrace_module
 from torch import Tensor, nn
+
+
+# Its check reads the batch's length, which torch.fx cannot trace.
+@register_notrace_module
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch norm that says how a batch of one image is mended."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) < 2:
+            raise ValueError(
+                "training normalises over the batch and needs at least two images, got "
+                f"{len(x)}. Drop the last batch or call eval()."
+            )
+        normalised: Tensor = super().forward(x)
+        return normalised
 
 
 class NormClassifierHead(ClassifierHead):  # type: ignore[misc]
@@ -41,5 +57,5 @@ class NormClassifierHead(ClassifierHead):  # type: ignore[misc]
         classifies = num_classes > 0 and bool(self.global_pool.pool_type)
         self.norm: nn.Module = nn.Identity()
         if classifies:
-            self.norm = nn.BatchNorm1d(self.num_features, affine=False, **factory)
+            self.norm = _BatchNorm(self.num_features, affine=False, **factory)
         self.norm.train(self.training)

@@ -44,7 +44,7 @@ class SketchFusion(nn.Module):
     segmentation_models.pytorch ask for.
 
     Args:
-        config: Configuration, or the name of a preset.
+        config: Configuration, its `EncoderConfig.to_dict`, or the name of a preset.
         num_classes: Classes; 0 for no classifier. See `NormClassifierHead`.
         in_chans: 1 (grey), 3 (RGB) or 4 (RGBA, composited on white).
         global_pool: timm pooling type; empty for none.
@@ -66,7 +66,7 @@ class SketchFusion(nn.Module):
 
     def __init__(
         self,
-        config: EncoderConfig | str = "paper",
+        config: EncoderConfig | Mapping[str, Any] | str = "paper",
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -82,7 +82,10 @@ class SketchFusion(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        config = preset(config) if isinstance(config, str) else config
+        if isinstance(config, str):
+            config = preset(config)
+        elif not isinstance(config, EncoderConfig):
+            config = EncoderConfig.from_dict(config)
         given = {
             "freeze_foundations": freeze_foundations,
             "foundation_dtype": foundation_dtype,
@@ -245,6 +248,8 @@ class SketchFusion(nn.Module):
             return {}
         cfg = filter_pretrained_cfg(self.pretrained_cfg, remove_source=True)
         cfg |= {"num_classes": self.num_classes, "hf_hub_filename": WEIGHTS_FILE}
+        # A model made from timm's own export has False, which stands for a whole state dict.
+        cfg["custom_load"] = "hf"
         pool = self.head.global_pool.pool_type
         return {
             "architecture": cfg.pop("architecture"),

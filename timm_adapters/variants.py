@@ -9,9 +9,17 @@ from typing import Any
 from huggingface_hub.constants import HF_HUB_CACHE
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
+from timm.models._input import update_model_args
 from torch import nn
 
-from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, MisfitError, locate, read_config
+from sketchfusion_plugins.adapter_file import (
+    WEIGHTS_FILE,
+    CheckpointError,
+    MisfitError,
+    locate,
+    read_config,
+)
+from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, bundled_weights
 from timm_adapters.sketchfusion import SketchFusion
@@ -47,6 +55,8 @@ def _cfg(side: int, **changes: Any) -> dict[str, Any]:
 _OPENRAIL = "creativeml-openrail-m"
 _TINY = "sketchfusion/tiny"
 _TINY_ADAPTERS = str(BUNDLED_WEIGHTS[_TINY] / WEIGHTS_FILE)
+# timm's name for a whole state dict.
+_WHOLE_FILE = "model.safetensors"
 
 default_cfgs = generate_default_cfgs(
     {
@@ -75,14 +85,64 @@ TAG_PRESETS = {
 }
 
 
+def _is_exported(cfg: PretrainedCfg, pretrained: bool) -> bool:
+    """Whether timm's ``save_for_hf`` or ``push_to_hf_hub`` wrote it: a whole state dict.
+
+    Raises:
+        OSError: Weights are wanted of a folder that has none, or has them pickled alone.
+    """
+    # So timm marks what it writes; `SketchFusion.save_pretrained` writes "hf".
+    exported = cfg.source in ("local-dir", "hf-hub") and not cfg.custom_load
+    if not exported or cfg.source == "hf-hub":
+        return exported
+    folder = Path(cfg.file)
+    if (folder / WEIGHTS_FILE).is_file():
+        return False
+    if pretrained and not (folder / _WHOLE_FILE).is_file():
+        held = ", ".join(sorted(item.name for item in folder.iterdir())[:8])
+        raise OSError(
+            f"expected {WEIGHTS_FILE} or {_WHOLE_FILE} in {folder}, which holds {held}. Write it "
+            "by model.save_pretrained or timm.models.save_for_hf(..., safe_serialization=True); a "
+            "whole state dict in another file is loaded by pretrained=False and checkpoint_path=."
+        )
+    return True
+
+
 def _find_adapters(cfg: PretrainedCfg) -> Path | None:
     """File of the adapters that the caller named, with their configuration; None for a URL."""
     if cfg.source == "local-dir":
-        return Path(cfg.file) / WEIGHTS_FILE
+        # Absolute: no folder is taken for a Hugging Face id.
+        return locate(Path(cfg.file).absolute(), None)
     if cfg.hf_hub_id and (cfg.source == "hf-hub" or not cfg.file):
         repository, _, revision = cfg.hf_hub_id.partition("@")
         return locate(repository, revision or None)
     return Path(cfg.file) if cfg.file else None
+
+
+def _read_config(adapters: Path) -> EncoderConfig:
+    """Configuration of adapters; the error for another file says where a state dict goes."""
+    try:
+        return read_config(adapters)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} If it is a whole state dict, give it as checkpoint_path=."
+        ) from error
+
+
+def _list_trained(model: nn.Module) -> str:
+    """What a model has beside its foundations, for a message."""
+    encoder = _find_encoder(model)
+    parts = {
+        "injection": len(encoder.injector.projections) > 0,
+        "aggregation": encoder.aggregator is not None,
+        "head": isinstance(model, SketchFusion) and model.num_classes > 0,
+    }
+    *names, last = [name for name, has in parts.items() if has] or ["nothing"]
+    return f"{', '.join(names)} and {last} are" if names else f"{last} is"
+
+
+def _find_encoder(model: nn.Module) -> SketchFusionEncoder:
+    return next(m for m in model.modules() if isinstance(m, SketchFusionEncoder))
 
 
 def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -93,20 +153,31 @@ def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) 
             f"{output_stride}. Of segmentation_models.pytorch take a decoder that needs no "
             "dilation: Unet, FPN or UPerNet, not DeepLabV3, DeepLabV3Plus or PAN."
         )
+    given = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"))
+    exported = _is_exported(given, pretrained)
     # timm takes a file named by the caller for a whole state dict; ours hold adapters, and a check.
-    overlay = {"custom_load": "hf", **(kwargs.pop("pretrained_cfg_overlay", None) or {})}
+    overlay = {
+        "custom_load": False if exported else "hf",
+        **(kwargs.pop("pretrained_cfg_overlay", None) or {}),
+    }
     if overlay.get("hf_hub_id") or overlay.get("url"):
         # timm prefers a file, which would be the packaged one.
         overlay.setdefault("file", None)
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
     named = cfg.hf_hub_id or cfg.file or cfg.url
     own = None
-    if cfg.source in ("local-dir", "hf-hub") or (pretrained and cfg.file != _TINY_ADAPTERS):
+    recorded: dict[str, Any] = {}
+    if not exported and (
+        cfg.source in ("local-dir", "hf-hub") or (pretrained and cfg.file != _TINY_ADAPTERS)
+    ):
         own = _find_adapters(cfg)
     if own is not None:
         overlay |= {"source": None, "file": str(own)}
         cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
-        saved = read_config(own)
+        saved = _read_config(own)
+        if "config" not in kwargs:
+            # A whole state dict does not tell it: timm writes it down where it exports the model.
+            recorded["config"] = saved.to_dict()
         kwargs.setdefault("config", saved)
         kwargs.setdefault("weights", saved.weights if pretrained else "random")
     kwargs.setdefault(
@@ -133,20 +204,28 @@ def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) 
         )
         return model
 
-    has_adapters = bool(pretrained and cfg.has_weights)
-    if not has_adapters:
-        model, adapters = build(False), "injection, aggregation and head are fresh"
+    reason = ""
+    if not (pretrained and (cfg.has_weights or cfg.state_dict)):
+        model, loaded = build(False), ""
+    elif exported:
+        model, loaded = build(True), f"loaded the whole state dict of {named} over them"
+    elif cfg.state_dict:
+        model, loaded = build(True), "loaded the given state dict over them"
     elif cfg.file != _TINY_ADAPTERS:
-        model, adapters = build(True), f"loaded adapters {named}"
+        model, loaded = build(True), f"loaded adapters {named}"
     else:
         bundled_weights(_TINY)
         try:
-            model, adapters = build(True), f"loaded adapters {_TINY}; a head is fresh"
+            model, loaded = build(True), f"loaded adapters {_TINY}"
+            if "head" in _list_trained(model):
+                loaded += "; a head is fresh"
         except MisfitError as error:
             # The caller changed foundations or architecture: then these adapters are not meant.
-            model = build(False)
-            adapters = f"injection, aggregation and head are fresh, because {error}"
-    config = next(m for m in model.modules() if isinstance(m, SketchFusionEncoder)).config
+            model, loaded, reason = build(False), "", f", because {error}"
+    adapters = loaded or f"{_list_trained(model)} fresh{reason}"
+    if recorded:
+        update_model_args(model, **recorded)
+    config = _find_encoder(model).config
     if not pretrained and config.weights == "random" and config.freeze_foundations:
         _logger.warning(
             "%s: foundations are random and frozen, so they never learn. Use pretrained=True, load "

@@ -107,7 +107,10 @@ def working(what: str) -> Iterator[None]:
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Ends with status 1 and one line for errors that a user can mend; warnings are a line too."""
+    """Ends with status 1 and one line for errors that a user can mend; warnings are a line too.
+
+    Ctrl-C is a line as well; click ends with status 130 then.
+    """
     import warnings
 
     usual = warnings.formatwarning
@@ -117,11 +120,16 @@ def errors_in_one_line() -> Iterator[None]:
     except BrokenPipeError:
         # click ends quietly, with status 1, when whoever reads the output has read enough.
         raise
+    except KeyboardInterrupt:
+        typer.echo("stopped.", err=True)
+        raise
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         # typer ends commands with an exception of its own, which is a RuntimeError.
         if isinstance(error, typer.Exit):
             raise
-        typer.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        from sketchfusion_plugins.problems import tell
+
+        typer.echo(f"Error: {' '.join(tell(error).split())}", err=True)
         raise typer.Exit(1) from error
     finally:
         warnings.formatwarning = usual

@@ -41,8 +41,9 @@ def demo(
     Example: sketchfusion demo --gallery photos --port 8000
     """
     with errors_in_one_line():
-        from sketchfusion_plugins.demo.serve import prepare, serving
+        from sketchfusion_plugins.demo.serve import check_port, prepare, serving
 
+        check_port(host, port)
         prepared = prepare(
             model,
             gallery=gallery,

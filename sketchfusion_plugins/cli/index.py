@@ -53,6 +53,9 @@ def build(
 ) -> None:
     """Describe pictures and put them into a new index; a second run goes on where one stopped.
 
+    Pictures that the index holds are not described again: changed or deleted ones stay in it as
+    they were. Build a new index for those.
+
     Example: sketchfusion index build photos --out photos.index --model sketchfusion/tiny
     """
     with errors_in_one_line():
@@ -97,6 +100,8 @@ def add(
     as_json: JsonOption = False,
 ) -> None:
     """Put more pictures into an index, described by the model that it was built with.
+
+    Pictures that it holds are not described again: changed or deleted ones stay in it as they were.
 
     Example: sketchfusion index add new-photos --index photos.index
     """

@@ -48,6 +48,11 @@ def match(
     Example: sketchfusion match cat.png photo.jpg --model sketchfusion/tiny --points 120,80
     """
     given = [_point(text) for text in points or []]
+    if given and mutual:
+        raise typer.BadParameter(
+            "mutual neighbours are chosen by the model; give --points or --mutual, not both.",
+            param_hint="--mutual",
+        )
     with errors_in_one_line(), working("matching"):
         import numpy as np
         import torch
@@ -55,7 +60,11 @@ def match(
         from sketchfusion_plugins.images import open_image
         from sketchfusion_plugins.inference.answers import match_pictures
         from sketchfusion_plugins.inference.models import default_size, open_model
+        from sketchfusion_plugins.inference.picture_files import check_targets
+        from sketchfusion_plugins.viz.figures import check_figure
 
+        check_figure(out)
+        check_targets([out], [sketch, photo])
         drawing, picture = open_image(sketch), open_image(photo)
         opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
         matches = match_pictures(
@@ -125,13 +134,28 @@ def segment(
         from sketchfusion_plugins.images import open_image
         from sketchfusion_plugins.inference.answers import segment_picture
         from sketchfusion_plugins.inference.models import default_size, open_model
-        from sketchfusion_plugins.inference.picture_files import check_png, write_png
+        from sketchfusion_plugins.inference.picture_files import (
+            check_png,
+            check_targets,
+            write_png,
+        )
+        from sketchfusion_plugins.tasks.query_segmentation import QuerySegmentation
         from sketchfusion_plugins.viz import overlay_mask
 
         for target in (out, overlay):
             check_png(target)
+        check_targets([out, overlay], [sketch, photo])
         drawing, picture = open_image(sketch), open_image(photo)
         opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
+        # In the command's words; what the function says names classes and arguments.
+        if isinstance(opened, QuerySegmentation):
+            if threshold is not None:
+                raise ValueError(f"{model} has learned its threshold; leave --threshold out.")
+        elif threshold is None:
+            raise ValueError(
+                f"{model} has learned no threshold; give a cosine similarity, -1 to 1, by "
+                "--threshold. Or train a model with: sketchfusion train query_segmentation"
+            )
         side = size or default_size(model)
         mask = segment_picture(opened, drawing, picture, side, threshold, photo_size).numpy()
         write_png(mask.astype(np.uint8) * 255, out)

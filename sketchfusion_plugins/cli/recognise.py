@@ -42,10 +42,17 @@ def recognise(
         from sketchfusion_plugins.inference.models import default_size, open_model
         from sketchfusion_plugins.inference.picture_files import list_pictures
         from sketchfusion_plugins.problems import Problems
+        from sketchfusion_plugins.tasks.recognition import Recognition
 
         problems = Problems(strict)
         paths = list_pictures(inputs, problems)
         opened = open_model(model, "recognition", device=choose_device(device), dtype=dtype)
+        # In the command's words; what the function says names classes.
+        if not isinstance(opened, Recognition):
+            raise ValueError(
+                f"expected a model trained for recognition, got {model}, which knows no classes. "
+                "Train one with: sketchfusion train recognition"
+            )
         found = recognise_files(
             opened, paths, size or default_size(model), problems, top=top, batch_size=batch_size
         )

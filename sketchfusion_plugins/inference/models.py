@@ -16,6 +16,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +42,7 @@ from sketchfusion_plugins.foundation_settings import (
     read_activation,
     read_settings,
 )
+from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, cached_snapshots
 from sketchfusion_plugins.presets import PRESETS
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import load_task
@@ -53,6 +55,7 @@ PARTS: dict[str, Callable[[SketchFusionEncoder], Features]] = {
     "sd+clip": ConcatenatedFeatures,
 }
 PLAIN: dict[str, Callable[[], Features]] = {"hog": HogFeatures, "pixels": PixelFeatures}
+BUNDLED = ("sketchfusion/tiny", "sketchfusion/tiny-retrieval")
 BASE_SIZE = 336
 PLAIN_SIZE = 128
 # Values of the configuration that say where weights come from and how they are held; the weights
@@ -115,8 +118,10 @@ def is_checkpoint(name: str) -> bool:
     """Whether `open_model` takes a name for a place, being no name of ours.
 
     Raises:
-        ValueError: Neither.
+        ValueError: Neither, or nearly an id of this package.
     """
+    from timm_adapters.variants import default_cfgs
+
     if _is_plain(name):
         return False
     part, preset = _split(name)
@@ -125,12 +130,18 @@ def is_checkpoint(name: str) -> bool:
         return False
     except ValueError as error:
         if not part and is_place(name):
+            _refuse_misspelt(name)
             return True
+        known = [*PRESETS, *default_cfgs]
+        near = get_close_matches(preset, known if part else [*known, *PLAIN, *BUNDLED], 2)
+        meant = " or ".join(f"{part}:{key}" if part else key for key in near)
         raise ValueError(
-            f"no model {name!r}: no such folder, and no name. Choose a preset "
-            f"({', '.join(PRESETS)}), a timm name of ours (sketchfusion_base, sketchfusion_small, "
-            f"sketchfusion_tiny), a part of a preset ({', '.join(f'{key}:tiny' for key in PARTS)}),"
-            f" timm:NAME, {', '.join(PLAIN)}, or a folder or Hugging Face id of a checkpoint."
+            f"no model {name!r}: no such folder, and no name."
+            f"{f' Did you mean {meant}?' if meant else ''} Choose a preset ({', '.join(PRESETS)}), "
+            f"a timm name of ours ({', '.join(default_cfgs)}), a part of a preset "
+            f"({', '.join(f'{key}:tiny' for key in PARTS)}), timm:NAME, {', '.join(PLAIN)}, "
+            f"a model of this package ({', '.join(BUNDLED)}), or a folder or Hugging Face id of a "
+            "checkpoint."
         ) from error
 
 
@@ -254,6 +265,24 @@ def _split(name: str) -> tuple[str, str]:
     return "", name
 
 
+def _refuse_misspelt(name: str) -> None:
+    """Refuse what is nearly a packaged id and nowhere on this machine.
+
+    The hub would be asked again and again before it failed. What is a repository there is usable
+    once it is cached.
+    """
+    path = Path(name).expanduser()
+    if name in BUNDLED_WEIGHTS or path.is_absolute() or path.exists():
+        return
+    near = get_close_matches(name, BUNDLED, 1, 0.8)
+    if near and not cached_snapshots(name):
+        raise ValueError(
+            f"no model {name!r}: no such folder, and not among the models of this package "
+            f"({', '.join(BUNDLED)}). Did you mean {near[0]}? If it is a repository on the hub, "
+            f"fetch it first: hf download {name}"
+        )
+
+
 def _is_plain(name: str) -> bool:
     return name in PLAIN or name.startswith("timm:")
 
@@ -275,8 +304,9 @@ def _timm_config(name: str) -> dict[str, Any]:
     architecture = name.removeprefix("timm:")
     if not timm.is_model(architecture):
         bare = architecture.partition(".")[0]
-        close = ", ".join(timm.list_models(f"*{bare}*")[:5]) or "see timm.list_models()"
-        raise ValueError(f"timm has no model {architecture!r}. Similar: {close}.")
+        close = timm.list_models(f"*{bare}*")[:5] if bare else []
+        hint = f"Similar: {', '.join(close)}." if close else "See timm.list_models()."
+        raise ValueError(f"timm has no model {architecture!r}. {hint}")
     config = timm.get_pretrained_cfg(architecture)
     return dict(config.to_dict()) if config is not None else {"input_size": (3, 224, 224)}
 

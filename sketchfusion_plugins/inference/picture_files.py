@@ -121,6 +121,30 @@ def check_png(path: Path | None) -> None:
         raise ValueError(f"cannot write {path.name!r}, expected a name that ends in .png.")
 
 
+def check_targets(targets: Sequence[Path | None], inputs: Sequence[Path]) -> None:
+    """Refuse to write over what is read, or twice to one file, before anything is computed.
+
+    Args:
+        targets: Files to write; None for those that are not wanted.
+        inputs: Files that are read.
+
+    Raises:
+        ValueError: Two of them are one file, perhaps by a link.
+    """
+    wanted = [target for target in targets if target is not None]
+    for number, target in enumerate(wanted):
+        for source in inputs:
+            if _is_same_file(target, source):
+                raise ValueError(
+                    f"writing {target} would replace {source}, which is read. Give another name."
+                )
+        for former in wanted[:number]:
+            if _is_same_file(target, former):
+                raise ValueError(
+                    f"{target} would replace {former}, which is written too. Give another name."
+                )
+
+
 def write_png(pixels: NDArray[np.uint8], path: Path) -> None:
     """Write a picture ``[h, w]`` or ``[h, w, 3]`` atomically.
 
@@ -133,6 +157,17 @@ def write_png(pixels: NDArray[np.uint8], path: Path) -> None:
     check_png(path)
     with replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file, which need not exist."""
+    if one.resolve() == other.resolve():
+        return True
+    # Names alone do not tell it where capitals and small letters are the same.
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _pictures_below(folder: Path, problems: Problems | None) -> Iterator[Path]:

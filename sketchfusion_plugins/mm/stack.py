@@ -34,7 +34,11 @@ def check_stack() -> None:
             f"all of them, then {INSTALL}"
         )
     if find_spec("mmengine") is None:
-        raise ModuleNotFoundError(f"sketchfusion_plugins.mm needs mmengine: {INSTALL}")
+        # It alone suffices for neither: each extra has it with what goes with it.
+        raise ModuleNotFoundError(
+            "sketchfusion_plugins.mm needs mmengine. To train sketch tasks: "
+            f'pip install "sketchfusion-plugins[tasks]". To use MMSegmentation: {INSTALL}'
+        )
     if upstream and find_spec("mmcv") is not None:
         stand_in_for_compiled_operations()
     # mmseg alone has demands on its companions that its own imports check, each in its own way.

@@ -38,6 +38,21 @@ _LABEL_LETTERS = 15
 _LETTER = 0.58
 
 
+def check_figure(path: str | Path | None) -> None:
+    """Refuse what `save_figure` could not write, before anything is computed.
+
+    Args:
+        path: Target; None if none is wanted.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing.
+        ValueError: The suffix is not one of `SUFFIXES`.
+    """
+    if path is not None:
+        _checked_suffix(Path(path))
+        _figure_class()
+
+
 def save_figure(figure: Figure, path: str | Path, dpi: int = DPI) -> None:
     """Write a figure so that ``path`` is never half written; missing folders are made.
 
@@ -51,9 +66,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = DPI) -> None:
         OSError: The target cannot be written.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"cannot write {path.name!r}, valid suffixes: {', '.join(SUFFIXES)}")
+    suffix = _checked_suffix(path)
     from matplotlib import rc_context
 
     # Without a date and with fixed ids, the same figure gives the same SVG: no noise in diffs.
@@ -68,13 +81,7 @@ def new_figure(inches: tuple[float, float], **options: Any) -> Figure:
     Raises:
         ModuleNotFoundError: matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'matplotlib is needed to draw figures: pip install "sketchfusion-plugins[quickstart]"'
-        ) from error
-    return Figure(figsize=inches, dpi=DPI, facecolor="white", **options)
+    return _figure_class()(figsize=inches, dpi=DPI, facecolor="white", **options)
 
 
 def add_cell(
@@ -161,6 +168,23 @@ def checked_picture(title: str, array: Array) -> NDArray[Any]:
         raise ValueError(f"{title!r} must be [h, w, 3], not {list(picture.shape)}")
     checked: NDArray[Any] = checked_pictures(title, picture[None])[0]
     return checked
+
+
+def _checked_suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"cannot write {path.name!r}, valid suffixes: {', '.join(SUFFIXES)}")
+    return suffix
+
+
+def _figure_class() -> type[Figure]:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'matplotlib is needed to draw figures: pip install "sketchfusion-plugins[quickstart]"'
+        ) from error
+    return Figure
 
 
 def _interpolation(picture: NDArray[Any]) -> str:

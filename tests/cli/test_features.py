@@ -198,3 +198,8 @@ def test_cache_serves_other_adapters(
     assert seen == [4, 4]
     result = run("features", pictures, "--model", "hog", "--out", out, "--cache", cache, status=1)
     assert "Leave --cache out" in result.stderr
+
+
+def test_a_file_that_does_not_exist(run: Any, tmp_path: Path) -> None:
+    arguments = ("features", "nope", "--model", "hog", "--out", tmp_path / "a.jsonl")
+    assert run(*arguments, status=1).stderr.endswith(": nope does not exist.\n")

@@ -145,6 +145,27 @@ def test_merged_indexes_find_the_pictures_of_both(run: Any, pictures: Path, tmp_
     assert "has learned no lists" in run("index", "begin", "--like", a, "--out", b, status=1).stderr
 
 
+def test_ctrl_c_is_one_line_and_loses_no_picture(
+    run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sketchfusion_plugins.inference import answers
+
+    index, real, calls = tmp_path / "index", answers.describe, []
+
+    def stopped(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(answers, "describe", stopped)
+    build = ("index", "build", pictures, "--out", index, "--model", "hog", "--batch-size", 1)
+    assert run(*build, status=130).stderr == "stopped.\n"
+    assert json.loads(run(*build, "--json").stdout)["added"] == 1
+    found = _search(run, pictures, "--index", index, "--top", 1)
+    assert all(hits == [str(Path(query).absolute())] for query, hits in found.items())
+
+
 def test_a_reader_that_has_read_enough_is_no_error(
     run: Any, pictures: Path, tmp_path: Path
 ) -> None:

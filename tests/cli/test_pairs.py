@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +55,16 @@ def test_malformed_point_is_a_usage_error(run: Any, pictures: Path, text: str) -
     run("match", *pair, "--model", "hog", "--points", text, status=2)
 
 
+def test_points_and_mutual_neighbours_are_a_usage_error(run: Any, pictures: Path) -> None:
+    pair = (pictures / "a.png", pictures / "b.png")
+    result = run("match", *pair, "--model", "hog", "--points", "9,10", "--mutual", status=2)
+    assert "not both" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         (("--points", "91,10"), "91,10 lies outside the sketch, which is 90 x 50 px"),
-        (("--points", "9,10", "--mutual"), "give points or mutual, not both"),
         (("--out", "matches.pdf"), "valid suffixes: .png, .svg"),
     ],
 )
@@ -67,6 +74,58 @@ def test_match_errors_are_one_line(
     pair = (pictures / "a.png", pictures / "b.png")
     result = run("match", *pair, "--model", "hog", *extra, status=1)
     assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def nothing_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model can be opened."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was opened")
+
+    monkeypatch.setattr("sketchfusion_plugins.inference.models.open_model", refuse)
+
+
+@pytest.mark.usefixtures("nothing_computed")
+def test_what_cannot_be_drawn_is_told_at_once(
+    run: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    match = ("match", pictures / "a.png", pictures / "b.png", "--model", "hog", "--out")
+    assert "valid suffixes: .png, .svg" in run(*match, "matches.pdf", status=1).stderr
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "sketchfusion-plugins[quickstart]" in run(*match, "matches.png", status=1).stderr
+
+
+@pytest.mark.usefixtures("nothing_computed")
+def test_pictures_that_are_read_are_not_written_over(
+    run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "b.png"):
+        shutil.copy(pictures / name, tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "link.png").symlink_to("b.png")
+    (tmp_path / "new-link.png").symlink_to("new.png")
+    monkeypatch.chdir(tmp_path)
+    match = ("match", "a.png", "b.png", "--model", "hog")
+    segment = ("segment", "a.png", tmp_path / "b.png", "--model", "hog", "--threshold", 0)
+    for arguments in (
+        (*match, "--out", tmp_path / "a.png"),
+        (*match, "--out", "link.png"),
+        (*segment, "--out", "a.png"),
+        (*segment, "--out", "mask.png", "--overlay", "b.png"),
+        (*segment, "--out", "mask.png", "--overlay", "link.png"),
+        (*segment, "--out", "mask.png", "--overlay", tmp_path / "mask.png"),
+        (*segment, "--out", "new.png", "--overlay", "new-link.png"),
+    ):
+        result = run(*arguments, status=1)
+        assert "would replace" in result.stderr and result.stderr.count("\n") == 1
+    assert {path: path.read_bytes() for path in before} == before
+    assert not (tmp_path / "mask.png").exists()
+
+
+def test_a_folder_is_no_picture(run: Any, pictures: Path) -> None:
+    result = run("match", pictures / "a.png", pictures, "--model", "hog", status=1)
+    assert result.stderr == f"Error: {pictures} is a folder, expected a picture.\n"
 
 
 def test_mask_has_the_photos_size(
@@ -92,7 +151,10 @@ def test_mask_has_the_photos_size(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "hog", "--out", "mask.png"), "HogFeatures has learned no threshold"),
+        (
+            ("--model", "hog", "--out", "mask.png"),
+            "hog has learned no threshold; give a cosine similarity, -1 to 1, by --threshold",
+        ),
         (("--model", "hog", "--out", "mask.jpg", "--threshold", "0"), "ends in .png"),
     ],
 )
@@ -109,4 +171,4 @@ def test_learned_threshold_is_not_overridden(
     model = ("--model", checkpoints / "query_segmentation", "--size", 64, "--threshold", 0.1)
     pair = (pictures / "a.png", pictures / "b.png")
     result = run("segment", *pair, *model, "--out", tmp_path / "mask.png", status=1)
-    assert "has learned its threshold" in result.stderr
+    assert f"{model[1]} has learned its threshold; leave --threshold out" in result.stderr

@@ -47,7 +47,7 @@ def test_table_and_skipped_files(
     ("model", "message"),
     [
         ("retrieval", "was trained for retrieval, expected a checkpoint of recognition"),
-        (None, "HogFeatures, which knows no classes"),
+        (None, "got hog, which knows no classes"),
     ],
 )
 def test_other_models_are_refused(

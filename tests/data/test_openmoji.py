@@ -205,7 +205,7 @@ def test_missing_package_tells_how_to_install(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ModuleNotFoundError, match=message):
         load_concepts()
     monkeypatch.setitem(sys.modules, "resvg_py", None)
-    with pytest.raises(ModuleNotFoundError, match=r"resvg-py.*\[quickstart\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"resvg-py and pillow are .*\[quickstart\]"):
         rasterise(DRAWING, 8)
 
 

@@ -22,6 +22,7 @@ from sketchfusion_plugins.demo.serve import (
     LARGEST_REQUEST,
     LARGEST_UPLOAD,
     LimitedRequests,
+    check_port,
     serving,
 )
 
@@ -160,15 +161,22 @@ def test_a_taken_port_is_one_line() -> None:
         port = str(taken.getsockname()[1])
         arguments = ["demo", "--model", "pixels", "--size", "64", "--port", port]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sketchfusion_plugins.demo.gallery.CONCEPTS", 3)
+            # Before anything is opened or described.
+            patch.setattr("sketchfusion_plugins.demo.serve.prepare", None)
             result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: ")
-    assert port in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert result.stderr == f"Error: port {port} is taken; give another by --port.\n"
 
 
-def test_an_unknown_model_is_one_line() -> None:
+def test_an_address_of_another_machine_is_one_line() -> None:
+    with pytest.raises(OSError, match=r"^cannot listen at 192\.0\.2\.1, port 7860: .+--host"):
+        check_port("192.0.2.1", 7860)
+    check_port("192.0.2.1", None)
+
+
+def test_an_unknown_model_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whoever else uses the usual port here.
+    monkeypatch.setattr("sketchfusion_plugins.demo.serve.check_port", lambda *_: None)
     result = CliRunner().invoke(app, ["demo", "--model", "nothing"])
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: no model 'nothing'")

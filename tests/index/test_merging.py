@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("faiss")
 
 from sketchfusion_plugins.index import IndexWriter, SketchIndex, approximation, merging
+from sketchfusion_plugins.index.manifest import tell_apart
 from sketchfusion_plugins.index.merging import begin_like, merge_indexes
 
 DIM = 16
@@ -152,6 +153,27 @@ def test_of_a_key_in_several_indexes_the_first_vector_is_kept(kind: str, tmp_pat
     assert [hit[0].key for hit in hits] == [*_keys("same", 5), *_keys("b", 3)]
 
 
+def test_models_that_differ_are_told_by_what_differs(tmp_path: Path) -> None:
+    one = {"name": "tiny", "weights": "pretrained", "size": 128, "fingerprint": "1a"}
+    other = {"name": "hog", "weights": "pretrained", "size": 128, "fingerprint": "2b", "v": ""}
+    for name, model in (("a", one), ("b", other)):
+        IndexWriter.create(tmp_path / name, DIM, "flat", json.dumps(model)).close()
+    with pytest.raises(ValueError, match="Vectors of different models cannot be") as error:
+        merge_indexes([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    told = (
+        f"{tmp_path / 'b'} was built with the model (name 'hog', fingerprint '2b', v ''), "
+        f"{tmp_path / 'a'} with (name 'tiny', fingerprint '1a', no v)."
+    )
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("m", '{"a": 1}'), ("[1]", "[2]"), ('{"a": 1}', '{"a":1}'), ("", "null")]
+)
+def test_models_without_fields_that_differ_are_told_as_they_are(one: str, other: str) -> None:
+    assert tell_apart(one, other) == (repr(one), repr(other))
+
+
 def test_sources_that_do_not_fit(tmp_path: Path) -> None:
     a = _build(tmp_path / "a", "flat", _vectors(5, 1), "a")
     IndexWriter.create(tmp_path / "model", DIM, "flat", "other").close()
@@ -159,7 +181,7 @@ def test_sources_that_do_not_fit(tmp_path: Path) -> None:
     IndexWriter.create(tmp_path / "kind", DIM, "hnsw", "m").close()
     out = tmp_path / "out"
     for other, message in (
-        ("model", "was built with the model 'other', you use 'm'"),
+        ("model", r"model was built with the model 'other', .*a with 'm'"),
         ("wide", "has dim 17, .* has 16"),
         ("kind", "has kind hnsw, .* has flat"),
         ("a", "at least two different indexes"),

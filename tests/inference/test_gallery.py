@@ -53,11 +53,22 @@ def _vectors(index: Path) -> np.ndarray:
     return np.concatenate(list(SketchIndex.open(index).vectors()))
 
 
-@pytest.mark.parametrize(("together", "kept"), [(1, 6), (4, 4), (5, 6), (100, 0)])
+@pytest.mark.parametrize(
+    ("error", "together", "kept"),
+    [
+        (RuntimeError, 1, 6),
+        (RuntimeError, 4, 4),
+        (RuntimeError, 5, 6),
+        (RuntimeError, 100, 0),
+        (KeyboardInterrupt, 4, 6),
+        (KeyboardInterrupt, 100, 6),
+    ],
+)
 def test_what_was_committed_survives_and_a_second_run_goes_on(
     paths: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
     together: int,
     kept: int,
 ) -> None:
@@ -70,11 +81,11 @@ def test_what_was_committed_survives_and_a_second_run_goes_on(
     def dying(*arguments: Any, **settings: Any) -> Iterator[Any]:
         for number, batch in enumerate(real(*arguments, **settings)):
             if number == 3:
-                raise KeyboardInterrupt
+                raise error
             yield batch
 
     monkeypatch.setattr(sharding, "describe_files", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         add_pictures(index, model, _described(model), paths, Problems(), **options)
     assert len(SketchIndex.open(index)) == kept
 
@@ -92,6 +103,20 @@ def test_what_was_committed_survives_and_a_second_run_goes_on(
     )
     assert whole == (10, 10)
     np.testing.assert_array_equal(_vectors(index), _vectors(tmp_path / "whole"))
+
+
+def test_ctrl_c_before_the_first_picture_makes_no_index(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(*_: Any, **__: Any) -> Iterator[Any]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(sharding, "describe_files", dying)
+    model, index = HogFeatures(), tmp_path / "index"
+    with pytest.raises(KeyboardInterrupt):
+        add_pictures(index, model, _described(model), paths, Problems(), progress=False)
+    assert not index.exists()
 
 
 @dataclass(frozen=True)

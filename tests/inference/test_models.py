@@ -6,16 +6,18 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 from timm.layers import GELU, QuickGELU
 from torch import nn
 
 from sketchfusion_plugins import SketchFusionEncoder, preset
-from sketchfusion_plugins.adapter_file import CheckpointError
+from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, CheckpointError
 from sketchfusion_plugins.features import (
     ClipFeatures,
     ConcatenatedFeatures,
@@ -27,11 +29,14 @@ from sketchfusion_plugins.features import (
     TimmFeatures,
 )
 from sketchfusion_plugins.foundation_settings import are_alike
+from sketchfusion_plugins.hub import BUNDLED_WEIGHTS
 from sketchfusion_plugins.inference.models import (
+    BUNDLED,
     config_of,
     default_size,
     find_config,
     fresh_encoder,
+    is_checkpoint,
     model_fingerprint,
     model_settings,
     open_model,
@@ -100,9 +105,67 @@ def test_unknown_names_list_the_choices(name: str) -> None:
         open_model(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("tinyy", "tiny"),
+        ("hogg", "hog"),
+        ("clip:tinyy", "clip:tiny"),
+        ("tiny-retrieval", "sketchfusion/tiny-retrieval"),
+    ],
+)
+def test_misspelt_names_are_told_what_was_meant(name: str, meant: str) -> None:
+    message = f"Did you mean {meant}( or [^?]*)?[?].*{', '.join(BUNDLED)}"
+    with pytest.raises(ValueError, match=message):
+        open_model(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("sketchfusion/tyni", "sketchfusion/tiny"),
+        ("sketchfusion/tiny-retrival", "sketchfusion/tiny-retrieval"),
+        ("sketchfusion/tiny/", "sketchfusion/tiny"),
+    ],
+)
+@pytest.mark.parametrize("find", [open_model, config_of, default_size])
+def test_misspelt_ids_of_the_package_do_not_reach_the_hub(
+    find: Callable[[str], object], name: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def network(*_: object, **__: object) -> None:
+        raise AssertionError("no download may be tried")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", network)
+    with pytest.raises(ValueError, match=rf"Did you mean {meant}\? .*hf download {name}"):
+        find(name)
+
+
+def test_ids_like_the_package_s_may_be_folders_or_cached(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved / "encoder", "sketchfusion/tinier")
+    assert is_checkpoint("sketchfusion/tinier")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match="Did you mean sketchfusion/tiny"):
+        is_checkpoint("sketchfusion/tiny2")
+    references = tmp_path / "models--sketchfusion--tiny2/refs"
+    references.mkdir(parents=True)
+    (references / "main").write_text("1a2b")
+    assert is_checkpoint("sketchfusion/tiny2")
+    assert is_checkpoint("sketchfusion/another") and is_checkpoint("nobody/tiny")
+
+
+def test_packaged_models_are_those_with_adapters() -> None:
+    held = [name for name, folder in BUNDLED_WEIGHTS.items() if (folder / WEIGHTS_FILE).is_file()]
+    assert list(BUNDLED) == held
+
+
 def test_unknown_timm_name() -> None:
-    with pytest.raises(ValueError, match=r"timm has no model 'vit_nothing'"):
+    with pytest.raises(ValueError, match=r"no model 'vit_nothing'\. See timm\.list_models\(\)\."):
         open_model("timm:vit_nothing")
+    with pytest.raises(ValueError, match=r"no model 'test_vi'\. Similar: test_vit"):
+        open_model("timm:test_vi")
 
 
 def test_folder_without_adapters(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from sketchfusion_plugins.images import open_image, to_tensor
 from sketchfusion_plugins.inference import picture_files
 from sketchfusion_plugins.inference.picture_files import (
     check_png,
+    check_targets,
     list_pictures,
     read_batches,
     write_png,
@@ -174,3 +175,15 @@ def test_written_pictures(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'mask\.jpg', expected a name that ends in \.png"):
         write_png(pixels, tmp_path / "mask.jpg")
     check_png(None)
+
+
+def test_targets_that_are_one_file(tmp_path: Path) -> None:
+    photo, other, new = (tmp_path / name for name in ("photo.png", "other.png", "new.png"))
+    photo.touch()
+    check_targets([new, None, other], [photo])
+    # As on file systems that do not tell capitals from small letters.
+    other.hardlink_to(photo)
+    with pytest.raises(ValueError, match=r"other\.png would replace .*photo\.png, which is read"):
+        check_targets([new, other], [photo])
+    with pytest.raises(ValueError, match=r"would replace .*new\.png, which is written too"):
+        check_targets([new, tmp_path / "." / "new.png"], [photo])

@@ -57,7 +57,9 @@ def test_what_is_installed_works() -> None:
 
 def test_without_mmengine(pretend: Any) -> None:
     pretend({}, missing=("mmengine", "mmcv", "mmseg"))
-    with pytest.raises(ModuleNotFoundError, match=r"needs mmengine: pip install .*\[mmseg\]"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"needs mmengine.*tasks: pip .*\[tasks\].*MMSeg.*\[mmseg\]"
+    ):
         stack.check_stack()
 
 
