@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -110,11 +111,41 @@ def survive(
             done += killed
             in_round += killed
             check(here)
-        assert result(here) == expected, "killed work ended otherwise than undisturbed work"
-        left = [str(path) for path in here.rglob("*") if "unfinished" in path.name]
-        assert not left, f"left behind: {left}"
+        _compare(here, result, expected)
         finished += 1
     return {"kills": done, "finished": finished}
+
+
+def survive_each_change(
+    work: Callable[[Path], None],
+    check: Callable[[Path], None],
+    result: Callable[[Path], Any],
+    folder: Path,
+) -> dict[str, int]:
+    """Kill work at its first change to a folder, in the next at its second; see `survive`.
+
+    Returns:
+        Number of ``kills``, one for each change.
+    """
+    whole = folder / "undisturbed"
+    assert not run_and_kill(lambda: work(whole), whole)
+    expected = result(whole)
+    changes = _count_changes(work, folder / "counted")
+    for change in range(changes):
+        here = folder / f"change{change}"
+        assert run_and_kill(lambda: work(here), here, change=change)  # noqa: B023
+        check(here)
+        assert not run_and_kill(lambda: work(here), here)  # noqa: B023
+        check(here)
+        _compare(here, result, expected)
+        shutil.rmtree(here)
+    return {"kills": changes}
+
+
+def _compare(folder: Path, result: Callable[[Path], Any], expected: Any) -> None:
+    assert result(folder) == expected, "killed work ended otherwise than undisturbed work"
+    left = [str(path) for path in folder.rglob("*") if "unfinished" in path.name]
+    assert not left, f"left behind: {left}"
 
 
 def _count_changes(work: Callable[[Path], None], folder: Path) -> int:

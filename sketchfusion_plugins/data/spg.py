@@ -38,7 +38,7 @@ from sketchfusion_plugins.data.compact_strokes import CompactStrokes, read_compa
 from sketchfusion_plugins.data.layout import begin, is_written, write_pair
 from sketchfusion_plugins.data.strokes import Strokes, StrokeStyle, place, render_labels
 from sketchfusion_plugins.data.tables import read_rows, row_number
-from sketchfusion_plugins.files import write_safetensors
+from sketchfusion_plugins.files import remove_unfinished, write_safetensors
 from sketchfusion_plugins.problems import Problems, skipping
 
 HOW_TO_GET = (
@@ -188,6 +188,7 @@ def write_spg(
         "source": {name: _digest(source / name) for name in FILES},
     }
     begin(out, classes, written_with)
+    remove_unfinished(out / "points")
     disable = None if progress else True
     for drawing in tqdm(drawings, desc="SPG", unit="sketch", disable=disable):
         if not is_written(out, drawing.split, drawing.name):

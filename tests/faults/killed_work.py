@@ -1,5 +1,6 @@
 """Work that survives kills; run as a script, it prints counts as JSON.
 
+python killed_work.py NAME FOLDER          killed once at each change
 python killed_work.py NAME FOLDER KILLS SEED
 """
 
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from killing import survive
+from killing import survive, survive_each_change
 
 SAVES = 8
 BATCHES = 8
@@ -261,4 +262,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     place = Path(sys.argv[2])
     prepared = SCENARIOS[sys.argv[1]](place)
-    print(json.dumps(survive(*prepared, place, int(sys.argv[3]), int(sys.argv[4]))))
+    if len(sys.argv) == 3:
+        print(json.dumps(survive_each_change(*prepared, place)))
+    else:
+        print(json.dumps(survive(*prepared, place, int(sys.argv[3]), int(sys.argv[4]))))

