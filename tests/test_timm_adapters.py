@@ -594,9 +594,11 @@ def test_features_by_fx_and_exported_programs(tiny: torch.nn.Module) -> None:
     from timm.models._features_fx import create_feature_extractor
 
     image = torch.rand(2, 3, 64, 64) * 2 - 1
-    program = torch.export.export(tiny, (image,)).module()
+    batch = {0: torch.export.Dim("batch", max=63)}
+    program = torch.export.export(tiny, (image,), dynamic_shapes=(batch,)).module()
     with torch.no_grad():
-        assert torch.equal(program(image), tiny(image))
+        for images in (image, torch.cat([image, image.flip(3)])):
+            assert torch.equal(program(images), tiny(images))
         extractor = create_feature_extractor(tiny, {"head.norm": "normalised"}).eval()
         pooled = tiny.forward_head(tiny.forward_features(image), pre_logits=True)
         assert torch.equal(extractor(image)["normalised"], tiny.head.norm(pooled))
