@@ -123,8 +123,12 @@ def checkpoint_blocks(
         enable: Recompute activations in backward.
         frozen: Gradient enters the UNet alone.
     """
+    from diffusers import AutoencoderTiny
+
     modules: list[Any] = [diffusion.denoiser.unet]
-    if not frozen:
+    # Checkpointed, diffusers' AutoencoderTiny forgets to move -1..1 to the 0..1 that it was trained
+    # on (0.42); and it is small.
+    if not frozen and not isinstance(diffusion.vae, AutoencoderTiny):
         modules.append(diffusion.vae)
     for module in modules:
         if enable:

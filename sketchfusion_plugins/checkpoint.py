@@ -151,7 +151,8 @@ def save_adapters(
     """Write a module's adapters to a folder, atomically.
 
     Foundations that were trained, now or before they were loaded from a checkpoint, go with them,
-    and with a warning those that a state dict has put in the place of the ones that were built.
+    and with a warning those that a state dict has put in the place of the ones that were built, or
+    that something was added to, such as LoRA.
 
     Args:
         module: A `SketchFusionEncoder`, or a module with one inside, compiled or wrapped for data
@@ -170,9 +171,10 @@ def save_adapters(
     if not trained and _are_replaced(encoder):
         warnings.warn(
             f"the model was built with {encoder.config.weights} foundations and others were loaded "
-            f"into it, so {folder} holds them too. To write adapters alone, build the model with "
-            "those foundations before its state dict is loaded: pretrained=True (timm) or "
-            "weights='pretrained'.",
+            f"or put into it, so {folder} holds them too. To write adapters alone, build the model "
+            "with those foundations before its state dict is loaded: pretrained=True (timm) or "
+            "weights='pretrained'. What was added to them, such as LoRA, has to be added again "
+            "before this file is loaded.",
             stacklevel=2,
         )
         trained = encoder.holds_trained_foundations = True
@@ -256,10 +258,11 @@ def _foundations(encoder: SketchFusionEncoder) -> dict[str, nn.Module]:
 
 
 def _are_replaced(encoder: SketchFusionEncoder) -> bool:
-    """Whether frozen foundations have other weights than they were built with."""
+    """Whether frozen foundations have other weights than they were built with, or more."""
     built = encoder.foundation_samples
-    return any(
-        values is not built.get(title, values)
+    # Those built without values were given some since.
+    return bool(built) and any(
+        values is not built.get(title)
         for title, values in sample_modules(_foundations(encoder), built).items()
     )
 

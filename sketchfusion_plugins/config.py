@@ -33,7 +33,8 @@ class DiffusionConfig:
             weights, which were made for 261, and costs accuracy with others.
         ensemble: Noise draws averaged per image. The released code uses 32, we default to 1.
         ensemble_chunk: Noise draws run through the UNet in one batch.
-        posterior: ``"mode"`` of the VAE's posterior (deterministic), or a seeded ``"sample"``.
+        posterior: ``"mode"`` of the VAE's posterior (deterministic), or a seeded ``"sample"``. A
+            light VAE (diffusers' ``AutoencoderTiny``) has no posterior, and gives its only latents.
         seed: Seed of the noise when a call gives none.
     """
 

@@ -307,7 +307,7 @@ class SketchFusionEncoder(nn.Module):
         allow_pickle: bool = False,
         **changes: Any,
     ) -> SketchFusionEncoder:
-        """Build the encoder that a checkpoint describes and load its adapters.
+        """Build the encoder that a checkpoint describes and load its adapters; in eval mode.
 
         Args:
             source: Folder written by `save_pretrained`, a Hugging Face id of one, or
@@ -324,7 +324,7 @@ class SketchFusionEncoder(nn.Module):
         config = read_config(source, revision=revision)
         encoder = cls(config.replace(**changes), allow_pickle=allow_pickle)
         load_adapters(encoder, source, revision=revision, strict=False)
-        return encoder
+        return encoder.eval()
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the adapters; see `sketchfusion_plugins.publish.push_adapters`."""

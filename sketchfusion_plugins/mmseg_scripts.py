@@ -56,8 +56,10 @@ def find_config(name: str) -> Path:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Unknown name; the message lists the valid ones.
+        ValueError: Unknown name; the message lists the valid ones. Or an option in its place.
     """
+    if name.startswith("-"):
+        raise ValueError(f"got {name} before the config. Name the config first, then options.")
     if not name.endswith(".py"):
         return config_path(name)
     if not Path(name).is_file():

@@ -175,6 +175,13 @@ def test_after_set_taps(build: Any, tmp_path: Path) -> None:
     assert set(again.state_dict()) == set(encoder.state_dict())
 
 
+def test_checkpoints_load_ready_for_inference(build: Any, tmp_path: Path, sketches: Any) -> None:
+    build(aggregation__dropout=0.5).save_pretrained(tmp_path)
+    encoder, image = SketchFusionEncoder.from_pretrained(tmp_path), sketches(1)
+    assert not any(module.training for module in encoder.modules())
+    assert torch.equal(encoder(image), encoder(image))
+
+
 @pytest.mark.parametrize("as_file", [False, True])
 def test_load_into_an_existing_module(as_file: bool, saved: Path, build: Any) -> None:
     encoder = build(seed=2)
@@ -457,6 +464,22 @@ def test_trained_foundations_go_on_with_what_is_trained_on_them(build: Any, tmp_
         for name, tensor in trained.diffusion.state_dict().items():
             assert torch.equal(again.backbone.diffusion.state_dict()[name], tensor)
         model = again
+
+
+def test_what_is_added_to_frozen_foundations_is_written(build: Any, tmp_path: Path) -> None:
+    def build_with_lora(value: float) -> SketchFusionEncoder:
+        encoder: SketchFusionEncoder = build()
+        layer = encoder.diffusion.denoiser.unet.conv_in
+        layer.register_parameter("lora_A", torch.nn.Parameter(torch.full((4,), value)))
+        return encoder
+
+    with pytest.warns(UserWarning, match=r"put into it, so .* LoRA, has to be added again"):
+        build_with_lora(0.5).save_pretrained(tmp_path)
+    again = build_with_lora(0.0)
+    assert load_adapters(again, tmp_path) == []
+    assert again.diffusion.denoiser.unet.conv_in.lora_A.tolist() == [0.5] * 4
+    with pytest.raises(CheckpointError, match=r"unexpected .*lora_A"):
+        SketchFusionEncoder.from_pretrained(tmp_path)
 
 
 def test_trained_foundations_in_half_precision(build: Any, tmp_path: Path) -> None:

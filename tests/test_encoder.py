@@ -596,6 +596,15 @@ def test_gradient_checkpointing(frozen: bool, build: Any, sketches: Any) -> None
         torch.testing.assert_close(others[name], grad, atol=1e-6, rtol=1e-4, msg=name)
 
 
+def test_gradient_checkpointing_of_a_light_vae(sketches: Any) -> None:
+    small = preset("tiny").replace(weights="random", freeze_foundations=False)
+    encoder, image = SketchFusionEncoder(small).eval(), sketches(1)
+    with torch.no_grad():
+        expected = encoder(image)
+    encoder.set_grad_checkpointing()
+    torch.testing.assert_close(encoder(image).detach(), expected)
+
+
 def test_parameter_count(build: Any) -> None:
     encoder = build()
     count = encoder.trainable_parameters()

@@ -69,7 +69,7 @@ def quickstart(
         f"Trained {report.trainable_parameters:,} of the encoder's {report.total_parameters:,} "
         f"parameters on {report.train_drawings} drawings and pictures in {report.seconds:.0f} s."
     )
-    console.print(f"Adapters, report.json and features.png are in {out.resolve()}.", soft_wrap=True)
+    typer.echo(f"Adapters, report.json and features.png are in {out.resolve()}.")
 
 
 def summary(

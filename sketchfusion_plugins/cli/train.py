@@ -150,9 +150,8 @@ def train(
         return
     from rich.console import Console
 
-    console = Console()
-    console.print(report.table())
-    console.print(f"Adapters and head are in {adapters.resolve()}.", soft_wrap=True)
+    Console().print(report.table())
+    typer.echo(f"Adapters and head are in {adapters.resolve()}.")
 
 
 def _refuse_earlier_run(folder: Path) -> None:

@@ -109,9 +109,11 @@ def retrieval(
     """Retrieval in classes that training never saw: by class, or of the very photo.
 
     The very photo is searched among those of all these classes, with ``own_category`` among those
-    of the sketch's class. A protocol's classes are found on both sides however they are spelt.
+    of the sketch's class. A protocol's classes are found on both sides however they are spelt;
+    without one, photos of classes that nobody sketched are searched too.
     """
     sketches, photos = (_first(pictures, limit) for pictures in load(_folder(source)))
+    sketched = {sketch.category for sketch in sketches}
     if by == "instance":
         sketches, photos = (
             [picture for picture in pictures if picture.instance is not None]
@@ -124,16 +126,25 @@ def retrieval(
         )
     names = sorted({picture.category for picture in photos})
     if protocol is None:
+        others = [name for name in names if name not in sketched]
+        names = [name for name in names if name in sketched]
         # Among pictures of one class every ranking is perfect.
         fewest = 2 if by == "label" else 1
         if len(names) < 2 * fewest:
             raise ValueError(
                 f"retrieval by {by} needs {2 * fewest} classes, half of them to search in; "
-                f"{_folder(source)} has {len(names)} with photos."
+                f"{_folder(source)} has {len(names)} with sketches and photos."
             )
         # By class and of the very photo the same is held out, wherever both can be searched.
         held_out = (1 if len(names) < 4 else 2) / len(names)
         seen, unseen = by_concept_split(names, max(HELD_OUT, held_out), seed)
+        for part in (seen, unseen):
+            if not any(sketch.category in part for sketch in sketches):
+                raise FileNotFoundError(
+                    f"{_folder(source)} has no sketch of {', '.join(part)} that is named after its "
+                    "photo, as <photo>.png or <photo>-<number>.png."
+                )
+        unseen = sorted([*unseen, *others])
         measures: tuple[str, ...] = ("mAP@all", "P@100")
     else:
         seen, unseen = zero_shot.split_categories(names, protocol)

@@ -2,6 +2,8 @@
 
 sketches/<category>/<photo>.png, or <photo>-<number>.png for several sketches of one photo
 photos/<category>/<photo>.jpg
+
+Photos of a category without sketches are only searched.
 """
 
 from __future__ import annotations

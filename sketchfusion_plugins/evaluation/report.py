@@ -126,14 +126,16 @@ class Report:
     def table(self) -> Table:
         """A table for the terminal."""
         from rich.table import Table
+        from rich.text import Text
 
-        caption = "\n".join([_listed(self.about), *self._measured_as()])
-        table = Table(title=f"{self.task}, {self.source}", caption=caption)
+        # Folders' names may hold rich's markup.
+        caption = Text("\n".join([_listed(self.about), *self._measured_as()]))
+        table = Table(title=Text(f"{self.task}, {self.source}"), caption=caption)
         table.add_column("model")
         for name in self.measures:
             table.add_column(name, justify="right")
         for model, row in self.rows.items():
-            table.add_row(model, *(str(row.get(name, "")) for name in self.measures))
+            table.add_row(Text(model), *(str(row.get(name, "")) for name in self.measures))
         return table
 
     def _measured_as(self) -> list[str]:

@@ -48,9 +48,10 @@ class CrossDomainTriplet(nn.Module):
     ) -> Tensor:
         """Loss of a batch; see `CrossDomainInfoNCE.forward`."""
         photo_labels = _check_batch(sketches, photos, sketch_labels, photo_labels)
-        distances, losses = _require_metric_learning()
+        distances, losses, _ = _require_metric_learning()
         loss = losses.TripletMarginLoss(margin=self.margin, distance=distances.CosineSimilarity())
-        return _both_ways(loss, sketches, photos, sketch_labels, photo_labels, 1.0)
+        forth, back = _both_ways(loss, sketches, photos, sketch_labels, photo_labels, 1.0)
+        return (forth + back) / 2
 
 
 class CrossDomainInfoNCE(nn.Module):
@@ -58,7 +59,8 @@ class CrossDomainInfoNCE(nn.Module):
 
     With one positive per anchor this is CLIP's loss. With several, such as all photos of a class,
     it is the mean over positives of their log probabilities among the whole batch (supervised
-    contrastive loss, Khosla et al. 2020, L_out). Anchors without positive do not count.
+    contrastive loss, Khosla et al. 2020, L_out). Anchors without positive do not count; those that
+    are told apart perfectly do.
 
     Args:
         temperature: Initial temperature; at least 0.01.
@@ -110,25 +112,30 @@ class CrossDomainInfoNCE(nn.Module):
             # Clamping the value used instead would leave the parameter without gradient beyond it.
             self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
         scale = self.log_scale.float().exp()
-        distances, losses = _require_metric_learning()
+        distances, losses, reducers = _require_metric_learning()
         # NTXentLoss, the library's other InfoNCE, adds 1e-7 inside its logarithm, which silences
-        # the hardest pairs at low temperatures. Sketches come scaled, so the scale here is 1.
+        # the hardest pairs at low temperatures. Sketches come scaled, so the scale here is 1. The
+        # library's own mean is over losses above 0, which leaves out what has been learned.
         loss = losses.SupConLoss(
-            temperature=1.0, distance=distances.DotProductSimilarity(normalize_embeddings=False)
+            temperature=1.0,
+            distance=distances.DotProductSimilarity(normalize_embeddings=False),
+            reducer=reducers.MeanReducer(),
         )
-        return _both_ways(loss, sketches, photos, sketch_labels, photo_labels, scale)
+        forth, back = _both_ways(loss, sketches, photos, sketch_labels, photo_labels, scale)
+        same = sketch_labels[:, None] == photo_labels
+        return (forth / _share_with_positive(same) + back / _share_with_positive(same.T)) / 2
 
 
-def _require_metric_learning() -> tuple[Any, Any]:
-    """Distances and losses of pytorch-metric-learning, which embedding alone does not need."""
+def _require_metric_learning() -> tuple[Any, Any, Any]:
+    """Modules of pytorch-metric-learning, which embedding alone does not need."""
     try:
-        from pytorch_metric_learning import distances, losses
+        from pytorch_metric_learning import distances, losses, reducers
     except ImportError as error:
         raise ImportError(
             "pytorch-metric-learning is needed to train retrieval: "
             'pip install "sketchfusion-plugins[tasks]"'
         ) from error
-    return distances, losses
+    return distances, losses, reducers
 
 
 def _both_ways(
@@ -138,14 +145,19 @@ def _both_ways(
     sketch_labels: Tensor,
     photo_labels: Tensor,
     scale: Tensor | float,
-) -> Tensor:
-    """Mean of both directions in float32; one side is scaled after normalisation."""
+) -> tuple[Tensor, Tensor]:
+    """Both directions in float32; one side is scaled after normalisation."""
     with torch.autocast(sketches.device.type, enabled=False):
         sketches = F.normalize(sketches.float(), dim=1) * scale
         photos = F.normalize(photos.float(), dim=1)
         forth: Tensor = loss(sketches, sketch_labels, ref_emb=photos, ref_labels=photo_labels)
         back: Tensor = loss(photos, photo_labels, ref_emb=sketches, ref_labels=sketch_labels)
-        return (forth + back) / 2
+        return forth, back
+
+
+def _share_with_positive(same: Tensor) -> Tensor:
+    """Share of the anchors, rows of ``same``, that have a positive; not 0."""
+    return same.any(1).float().mean().clamp(min=1 / len(same))
 
 
 def _check_batch(

@@ -27,8 +27,8 @@ class SketchParts(BaseSegDataset):  # type: ignore[misc]
 
     Raises:
         FileNotFoundError: A folder or ``meta.json`` is missing, or there are no images.
-        ValueError: ``meta.json`` names another number of classes. Reading a sample: its mask holds
-            a label that is no class, or has another size than the picture.
+        ValueError: ``meta.json`` names no classes, or another number of them. Reading a sample: its
+            mask holds a label that is no class, or has another size than the picture.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class SketchParts(BaseSegDataset):  # type: ignore[misc]
                 'of your own a file such as {"classes": ["background", "wheel"]} beside images/ '
                 "and annotations/."
             )
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = _read_meta(path)
         classes = meta["classes"]
         if len(classes) != num_classes:
             raise ValueError(
@@ -95,3 +95,20 @@ class SketchParts(BaseSegDataset):  # type: ignore[misc]
                 f"or {self.ignore_index} for pixels to ignore. Masks are one byte per pixel, "
                 "without colour."
             )
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    try:
+        # Windows' editors put a byte order mark first.
+        meta: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if isinstance(meta, dict):
+        classes = meta.get("classes")
+        named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+        if named and len(set(classes)) == len(classes):
+            return meta
+    raise ValueError(
+        f"{path}: expected distinct names of classes, in the order of their values in the masks, "
+        f'such as {{"classes": ["background", "wheel"]}}; got {meta}.'
+    )

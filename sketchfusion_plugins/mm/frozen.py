@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sketchfusion_plugins.adapter_file import CheckpointError
 from sketchfusion_plugins.checkpoint import find_encoder, fingerprint, sample_foundations
@@ -18,10 +18,10 @@ FINGERPRINT = "foundation_fingerprint"
 class FrozenFoundations:
     """Mixin for a `torch.nn.Module` with one `SketchFusionEncoder` inside.
 
-    Frozen foundations are no part of its state dict and are shared by its copies. A state dict
+    Frozen foundations are no part of its state dict, and copies share their tensors. A state dict
     remembers which foundations it was trained on, and refuses to load onto others; one that holds
     foundations (`full_state_dict`, or that of a module whose foundations train) replaces those that
-    are there.
+    are there. There is none while parts of frozen foundations train, such as LoRA.
     """
 
     _loading_prefix: str
@@ -51,10 +51,14 @@ class FrozenFoundations:
         return state
 
     def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
-        # An averaged copy of the model (EMA) would otherwise hold the foundations twice.
+        # An averaged copy of the model (EMA) would otherwise hold the foundations twice. Modules
+        # are its own: one that were shared would move or be cast with it.
         _, encoder = find_encoder(self)
         if encoder.config.freeze_foundations:
-            memo.update((id(module), module) for module in encoder.foundations())
+            for module in encoder.foundations():
+                for parameter in module.parameters():
+                    memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+                memo.update((id(buffer), buffer.detach()) for buffer in module.buffers())
         copied = self.__class__.__new__(self.__class__)
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -67,6 +71,18 @@ def _foundation_prefixes(module: Any, prefix: str) -> tuple[str, ...]:
 
 
 def _drop_foundations(module: Any, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    encoder = find_encoder(module)[1]
+    trained = [
+        name
+        for branch, part in zip(encoder.foundation_names(), encoder.foundations(), strict=True)
+        for name, parameter in part.named_parameters(prefix=branch)
+        if parameter.requires_grad
+    ]
+    if trained:
+        raise CheckpointError(
+            f"{len(trained)} parameters of frozen foundations train, such as {trained[0]}, and a "
+            "checkpoint would not hold them. Build the model with freeze_foundations=False."
+        )
     frozen = _foundation_prefixes(module, prefix)
     for name in [name for name in state if name.startswith(frozen)]:
         del state[name]

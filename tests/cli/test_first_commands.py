@@ -108,6 +108,12 @@ def test_unknown_config_lists_the_valid_ones(verb: str) -> None:
     assert "no config 'nonsense'; choose one of base_fpn_ade20k_512" in result.stderr
 
 
+def test_options_before_the_config_are_told() -> None:
+    result = runner.invoke(app, ["mm-train", "--work-dir", "runs", "tiny_fpn_openmoji_128"])
+    assert result.exit_code == 1
+    assert "got --work-dir before the config. Name the config first" in result.stderr
+
+
 @pytest.mark.parametrize(
     "arguments", [["mm-train"], ["mm-test", __file__], ["mm-export", "a.pth", "merged"]]
 )

@@ -553,8 +553,31 @@ def test_a_search_among_pictures_of_one_class_is_refused(tmp_path: Path) -> None
             folder.mkdir(parents=True)
             for number in range(2):
                 Image.new("RGB", (SIZE, SIZE), "white").save(folder / f"{number}.png")
-    with pytest.raises(ValueError, match=r"by label needs 4 classes.* has 3 with photos"):
+    with pytest.raises(ValueError, match=r"by label needs 4 classes.* has 3 with sketches and"):
         load_task_data("retrieval", f"paired:{tmp_path}", SIZE)
+
+
+@pytest.mark.parametrize("name", ["paired", "paired-fine"])
+def test_photos_that_nobody_sketched_are_searched_too(name: str, tmp_path: Path) -> None:
+    write_paired(tmp_path)
+    for other in ("axe", "bus", "cup", "hat", "van", "zoo"):
+        picture(tmp_path / "photos" / other / "a.jpg")
+    for seed in range(8):
+        data = load_task_data("retrieval", f"{name}:{tmp_path}", SIZE, seed)
+        queries = {picture.category for picture in data.test.pictures}
+        assert len(queries) == 2 and queries < set(ANIMALS)
+        searched = {"axe", "bus", "cup", "hat", "van", "zoo"} | queries
+        assert {picture.category for picture in data.gallery.pictures} == searched
+        assert not searched & {key.split("/")[-2] for key in keys(data.fit)}
+
+
+def test_sketches_that_name_no_photo(tmp_path: Path) -> None:
+    for name in ANIMALS:
+        picture(tmp_path / "photos" / name / "a.jpg")
+        picture(tmp_path / "sketches" / name / "a_1.png")
+    load_task_data("retrieval", f"paired:{tmp_path}", SIZE)
+    with pytest.raises(FileNotFoundError, match=r"no sketch of \w+, \w+ that is named after its"):
+        load_task_data("retrieval", f"paired-fine:{tmp_path}", SIZE)
 
 
 @pytest.mark.parametrize(("task", "name"), FOLDERS)

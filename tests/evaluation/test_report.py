@@ -137,6 +137,16 @@ def test_table_holds_every_figure() -> None:
         assert part in text
 
 
+def test_folders_with_markup_are_printed_as_they_are() -> None:
+    row = {"Acc@1": Measured(0.5, 0.25, 0.75, 9)}
+    names = ["runs/[lr=1]/adapters", "runs/[red]/adapters"]
+    made = Report("retrieval", "paired:[a]", {"seed": 0}, dict.fromkeys(names, row))
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(made.table())
+    assert all(name in captured.get() for name in (*names, "paired:[a]"))
+
+
 def test_written_rows_are_read_again(tmp_path: Path) -> None:
     written = report()
     written.write(tmp_path / "new")

@@ -34,6 +34,21 @@ def test_info_nce_of_pairs_is_clips_loss() -> None:
     torch.testing.assert_close(CrossDomainInfoNCE()(sketches, photos, target), expected)
 
 
+@pytest.mark.parametrize("alone", [0, 2])
+def test_pairs_that_are_told_apart_count(alone: int) -> None:
+    # All pairs but the last have a loss that float32 rounds to 0; some photos are of no sketch.
+    sketches, photos = torch.eye(16), torch.eye(16)
+    photos[15] = 0.9 * sketches[14] + 0.436 * sketches[15]
+    logits = 100 * sketches @ F.normalize(photos, dim=1).T
+    target = torch.arange(16)
+    photo_labels = torch.where(target < alone, target + 99, target)
+    told = target[alone:]
+    expected = (F.cross_entropy(logits[alone:], told) + F.cross_entropy(logits.T[alone:], told)) / 2
+    loss = CrossDomainInfoNCE(0.01)(sketches, photos, target, photo_labels)
+    assert expected > 0.1
+    torch.testing.assert_close(loss, expected)
+
+
 def test_the_same_label_tensor_twice_keeps_the_pairs() -> None:
     # pytorch-metric-learning drops pairs of equal index when both label tensors are one object.
     sketches, photos = batch(photos=5)

@@ -217,8 +217,28 @@ def test_copies_share_foundations_and_nothing_else(segmentor_config: Any) -> Non
     assert set(originals) == set(copies)
     for name, parameter in originals.items():
         frozen = ".diffusion." in name or ".semantic." in name
-        assert (parameter is copies[name]) == frozen, name
+        assert (parameter.data_ptr() == copies[name].data_ptr()) == frozen, name
     assert set(copied.state_dict()) == set(model.state_dict())
+    buffers, others = dict(model.named_buffers()), dict(copied.named_buffers())
+    null_prompt = next(name for name in buffers if name.endswith("null_embedding"))
+    assert buffers[null_prompt].data_ptr() == others[null_prompt].data_ptr()
+
+
+def test_a_copy_that_is_cast_leaves_the_original_alone(segmentor_config: Any) -> None:
+    model = MODELS.build(segmentor_config())
+    before = {name: (t, t.clone()) for name, t in model.backbone.encoder.state_dict().items()}
+    copied = copy.deepcopy(model).half()
+    assert {p.dtype for p in copied.parameters()} == {torch.float16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    after = model.backbone.encoder.state_dict()
+    assert all(torch.equal(after[name], values) for name, (_, values) in before.items())
+
+
+def test_what_trains_in_frozen_foundations_is_not_lost_in_silence(backbone: SketchFusion) -> None:
+    layer = backbone.encoder.diffusion.denoiser.unet.conv_in
+    layer.register_parameter("lora_A", torch.nn.Parameter(torch.zeros(4)))
+    with pytest.raises(CheckpointError, match=r"1 parameters .*lora_A, and .*freeze_found"):
+        backbone.state_dict()
 
 
 def test_moving_average_sees_adapters(segmentor_config: Any) -> None:

@@ -91,6 +91,21 @@ def test_dataset_refusals(folder: Path, tmp_path: Path) -> None:
         data[0]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['["a"]', '{"CLASSES": ["a"]}', '{"classes": {"a": 0}}', '{"classes": ["a", "a"]}', "{"],
+)
+def test_unreadable_names_of_classes(text: str, folder: Path) -> None:
+    (folder / "meta.json").write_text(text)
+    with pytest.raises(ValueError, match=r"meta\.json(: expected distinct names| is not JSON)"):
+        DATASETS.build(data_config(folder))
+
+
+def test_names_of_classes_from_windows_editors(folder: Path) -> None:
+    (folder / "meta.json").write_text('{"classes": ["a", "b", "c"]}', encoding="utf-8-sig")
+    assert DATASETS.build(data_config(folder)).metainfo["classes"] == ["a", "b", "c"]
+
+
 def test_linear_head_is_a_norm_and_a_convolution() -> None:
     torch.manual_seed(0)
     head = MODELS.build(
