@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UNFINISHED = ".unfinished"
+ATTEMPTS = 10  # to lock a folder of one's own
 
 
 @contextmanager
@@ -138,16 +139,26 @@ def _claim(path: Path) -> tuple[Path, int | None]:
             # This drive knows no locks, so nobody uses the folder.
             with suppress(OSError):
                 folder.rmdir()
-    if handle is None:
-        # Another writer of the same path may be alive.
+    if handle is not None:
+        for left in folder.iterdir():
+            left.unlink()
+        return folder, handle
+    # Another writer of the same path may be alive.
+    for _ in range(ATTEMPTS):
         folder = path.with_name(f".{path.name}.{token_hex(4)}{UNFINISHED}")
         folder.mkdir()
-        with suppress(OSError):
+        try:
             handle = _lock_folder(folder)
-        return folder, handle
-    for left in folder.iterdir():
-        left.unlink()
-    return folder, handle
+        except OSError:
+            return folder, None
+        if handle is not None:
+            return folder, handle
+        # Somebody's `remove_unfinished` came between the two and takes it for a dead writer's.
+        with suppress(OSError):
+            folder.rmdir()
+    # That is no chance: folders made here cannot be opened, so nobody locks and removes them.
+    folder.mkdir()
+    return folder, None
 
 
 def _flush_names(folder: Path) -> None:

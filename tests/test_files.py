@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from sketchfusion_plugins.files import replacing, write_safetensors, write_text
+from sketchfusion_plugins import files
+from sketchfusion_plugins.files import (
+    remove_unfinished,
+    replacing,
+    write_safetensors,
+    write_text,
+)
 
 
 def _names(folder: Path) -> list[str]:
@@ -55,6 +62,56 @@ def test_interruption_of_a_first_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), replacing(tmp_path / "file"):
         raise RuntimeError
     assert _names(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no locks of folders")
+@pytest.mark.parametrize("sweep", ["before the lock", "at the lock"])
+def test_folders_that_a_sweep_takes_before_they_are_locked(
+    sweep: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`remove_unfinished` of another process between a folder's making and its lock."""
+    path, lock = tmp_path / "file", files._lock_folder
+    taken: list[Path] = []
+
+    def late(folder: Path) -> int | None:
+        # The folder that all writers of a path try first, then two of this writer's own.
+        if len(taken) > 2 or folder in taken:
+            return lock(folder)
+        taken.append(folder)
+        if sweep == "before the lock":
+            remove_unfinished(tmp_path)
+            assert not folder.exists()
+            return lock(folder)
+        theirs = lock(folder)
+        assert theirs is not None
+        mine = lock(folder)
+        shutil.rmtree(folder)
+        files._release(theirs)
+        return mine
+
+    monkeypatch.setattr(files, "_lock_folder", late)
+    with replacing(path) as temporary:
+        assert len(taken) == 3
+        remove_unfinished(tmp_path)
+        temporary.write_text("whole")
+    assert path.read_text() == "whole"
+    assert _names(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no locks of folders")
+@pytest.mark.parametrize("locks", ["folders that cannot be opened", "no locks on this drive"])
+def test_folders_that_cannot_be_locked(
+    locks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock(_: Path) -> None:
+        if locks == "no locks on this drive":
+            raise OSError("no locks")
+
+    monkeypatch.setattr(files, "_lock_folder", lock)
+    write_text("whole", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "whole"
+    # The first one tried may be another writer's; of the others none is left.
+    assert set(_names(tmp_path)) <= {"file", ".file.unfinished"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")

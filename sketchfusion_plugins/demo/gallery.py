@@ -30,7 +30,7 @@ from sketchfusion_plugins.data.openmoji import (
     load_concepts,
     rasterise,
 )
-from sketchfusion_plugins.files import cache_folder, write_text
+from sketchfusion_plugins.files import cache_folder, remove_unfinished, write_text
 from sketchfusion_plugins.index import Hit, SketchIndex
 from sketchfusion_plugins.index.manifest import POINTER
 from sketchfusion_plugins.inference.answers import Model
@@ -163,6 +163,7 @@ def _draw(concepts: list[Concept], layer: Layer, folder: Path) -> list[Path]:
     """Picture files of concepts, drawn where they are missing."""
     from tqdm import tqdm
 
+    remove_unfinished(folder)
     paths = [folder / f"{concept.hexcode}.png" for concept in concepts]
     missing = [
         (concept, path) for concept, path in zip(concepts, paths, strict=True) if not path.exists()

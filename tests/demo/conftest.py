@@ -30,6 +30,17 @@ def logs_of_others_stay_open() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def patient_gradio() -> Iterator[None]:
+    """For tests that serve: gradio gives up if its own server once takes more than 3 seconds.
+
+    It has answered by then: gradio waits for the start before, without limit.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradio.networking.url_ok", lambda _: True)
+        yield
+
+
+@pytest.fixture(scope="session")
 def prepared() -> Any:
     """Demonstration and legend of the bundled model, with a few pictures."""
     from sketchfusion_plugins.demo.serve import prepare

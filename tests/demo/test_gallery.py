@@ -86,8 +86,13 @@ def test_a_second_start_describes_nothing(
         return real(model, paths, *rest, **options)
 
     monkeypatch.setattr(sharding, "describe_files", counting)
+    # As a start leaves it that is killed when the picture has taken its place.
+    shown = Path(next(iter(first.shown.values())))
+    left = shown.with_name(f".{shown.name}.unfinished")
+    left.mkdir()
     second = openmoji_gallery(model, described(model, "pixels", SIZE), 4)
     assert counted == [0]
+    assert not left.exists()
     assert list(second.index.items()) == list(first.index.items())
 
 

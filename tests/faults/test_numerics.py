@@ -168,11 +168,26 @@ def test_restarted_saved_and_loaded_is_the_same_to_the_byte(tmp_path: Path) -> N
 # --- long runs ---------------------------------------------------------------------------------
 
 
+LARGEST_SLOPE = 500  # bytes per step
+
+
 def _kept(step: Callable[[int], None], steps: int) -> tuple[float, int]:
-    """Growth of resident memory in bytes per step over the second half, and of open files."""
+    """Growth of a process's own memory in bytes per step, and of its open files."""
+    slope, files = _growth(step, steps)
+    if slope >= LARGEST_SLOPE:
+        # The allocator takes a larger piece now and then; a leak is there the second time too.
+        again, more_files = _growth(step, steps)
+        slope, files = min(slope, again), max(files, more_files)
+    return slope, files
+
+
+def _growth(step: Callable[[int], None], steps: int) -> tuple[float, int]:
+    """Bytes per step and files over the second half of the steps."""
 
     def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        # Without pages of files, which come and go as the machine likes.
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("RssAnon:")[2].split()[0])
 
     def files() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
@@ -200,7 +215,7 @@ def miniature() -> SketchFusionEncoder:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_five_thousand_extractions_keep_nothing(miniature: SketchFusionEncoder) -> None:
     torch.set_num_threads(1)
     images = list(EXTREMES.values())
@@ -215,11 +230,11 @@ def test_five_thousand_extractions_keep_nothing(miniature: SketchFusionEncoder) 
     slope, files = _kept(step, 5000)
     print(f"extraction: {slope:.1f} bytes per step, {files} files")
     assert files == 0
-    assert slope < 500
+    assert slope < LARGEST_SLOPE
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_two_thousand_training_steps_keep_nothing(miniature: SketchFusionEncoder) -> None:
     torch.set_num_threads(1)
     encoder = miniature.train()
@@ -238,6 +253,6 @@ def test_two_thousand_training_steps_keep_nothing(miniature: SketchFusionEncoder
     slope, files = _kept(step, 2000)
     print(f"training: {slope:.1f} bytes per step, {files} files, loss {losses[0]} to {losses[-1]}")
     assert files == 0
-    assert slope < 500
+    assert slope < LARGEST_SLOPE
     assert losses[-1] < losses[0]
     assert all(parameter.isfinite().all() for parameter in parameters)

@@ -44,9 +44,12 @@ def add(writer, number):
 WRITE = (
     COMMON
     + f"""
+import time
+
 with IndexWriter.create(folder, {DIM}, "hnsw") as writer:
     for number in range({COMMITS}):
         add(writer, number)
+        time.sleep(0.02)  # a reader that is slowed down sees some generations too
 """
 )
 

@@ -23,6 +23,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 BASE_RATE = 0.01
+PATIENCE = 600  # seconds, so that nothing hangs; a busy machine may need minutes
 
 
 def optimiser_config(**changes: Any) -> dict[str, Any]:
@@ -154,14 +155,21 @@ def test_two_processes_equal_one(segmentor_config: Any, tmp_path: Path) -> None:
     runs = [
         subprocess.Popen(
             [sys.executable, script, str(rank), str(world_size), str(tmp_path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank, world_size in ((0, 1), (0, 2), (1, 2))
     ]
-    for run in runs:
-        _, errors = run.communicate(timeout=120)
-        assert run.returncode == 0, errors
+    try:
+        for run in runs:
+            _, errors = run.communicate(timeout=PATIENCE)
+            assert run.returncode == 0, errors
+    finally:
+        # One of two that work together waits for the other, however long it is dead.
+        for run in runs:
+            run.kill()
+            run.wait()
     alone = torch.load(tmp_path / "0of1.pt", weights_only=True)
     for rank in (0, 1):
         together = torch.load(tmp_path / f"{rank}of2.pt", weights_only=True)["after"]
@@ -182,7 +190,7 @@ def test_two_processes_of_torchrun_train_on_cpus(
     # Also on a machine with GPUs.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE, cwd=tmp_path
     )
     log = result.stdout + result.stderr
     assert result.returncode == 0, log
