@@ -103,11 +103,13 @@ def _read_meta(path: Path) -> dict[str, Any]:
         meta: Any = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if isinstance(meta, dict):
-        classes = meta.get("classes")
-        named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-        if named and len(set(classes)) == len(classes):
-            return meta
+    classes = meta.get("classes") if isinstance(meta, dict) else None
+    if (
+        isinstance(classes, list)
+        and all(isinstance(name, str) for name in classes)
+        and len(set(classes)) == len(classes)
+    ):
+        return dict(meta)
     raise ValueError(
         f"{path}: expected distinct names of classes, in the order of their values in the masks, "
         f'such as {{"classes": ["background", "wheel"]}}; got {meta}.'
