@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sketchfusion_plugins.config import DiffusionConfig
-from sketchfusion_plugins.files import cache_folder, remove_unfinished, write_safetensors
+from sketchfusion_plugins.files import cache_folder, write_safetensors
 from sketchfusion_plugins.hub import explain_loading, require_weights
 
 FILENAME = "null_embedding.safetensors"
@@ -35,7 +35,6 @@ def load_null_embedding(
     if unet_config.get("addition_embed_type") == "text_time":
         return torch.zeros(1, 77, width)
     stamp = _stamp(config)
-    remove_unfinished(cache_path(config).parent)
     for path in (Path(config.source) / FILENAME, cache_path(config)):
         if path.is_file():
             embedding, made_from = _read(path)
