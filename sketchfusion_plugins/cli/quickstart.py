@@ -112,8 +112,9 @@ def summary(
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"{model}, one image")
+    table = Table(title=Text(f"{model}, one image"))
     for name in ("part", "parameters", "trainable", "GFLOPs"):
         table.add_column(name, justify="left" if name == "part" else "right")
     for row in rows:
