@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sketchfusion_plugins.baselines import hog_features, pixel_features
 from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.heads.cells import pool_to_grid
 from sketchfusion_plugins.heads.query import QuerySegmentationHead, ink_cells
 from sketchfusion_plugins.hub import timm_safetensors
 from sketchfusion_plugins.images import to_rgb
@@ -143,6 +144,9 @@ class TimmFeatures(Features):
         pretrained: Load timm's weights.
         size: Side that images are resized to before; None keeps them.
 
+    Attributes:
+        channels_last: The model's own maps are ``[B, h, w, channels]``, as of Swin and MambaOut.
+
     Raises:
         ValueError: The name is ``local-dir:FOLDER``, and the folder holds no safetensors.
     """
@@ -167,6 +171,8 @@ class TimmFeatures(Features):
         self.model.eval().requires_grad_(False)
         self.size = size
         self.channels = self.model.feature_info.channels()[-1]
+        # Wrappers that take channels first alone do not say so.
+        self.channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
         config = self.model.pretrained_cfg
         self.normalise = Normalize(config["mean"], config["std"])
 
@@ -181,7 +187,7 @@ class TimmFeatures(Features):
         if self.size is not None:
             image = F.interpolate(image, (self.size, self.size), mode="bicubic", antialias=True)
         result: Tensor = self.model(self.normalise(to_rgb(image) * 0.5 + 0.5))[0]
-        return result
+        return result.permute(0, 3, 1, 2) if self.channels_last else result
 
 
 class HogFeatures(Features):
@@ -256,7 +262,7 @@ def pooled_descriptor(maps: Tensor) -> Tensor:
 
     A mean over the whole image would forget where things are.
     """
-    return F.normalize(F.adaptive_avg_pool2d(maps.float(), GRID).flatten(1), dim=1)
+    return F.normalize(pool_to_grid(maps.float(), GRID).flatten(1), dim=1)
 
 
 def pixel_similarity(features: Features, sketch: Tensor, photo: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,32 @@ def test_join_by_hand() -> None:
     # Bilinear between cells' centres: 1, 3/4 1 - 1/4, ..., -1.
     row = torch.tensor([1.0, 0.5, -0.5, -1.0])
     torch.testing.assert_close(joined[0, 2], row.expand(2, 4))
+
+
+CHANNELS_LAST: dict[str, dict[str, Any]] = {
+    "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (1, 1), "num_heads": (1, 2)},
+    "mambaout_femto": {"depths": (1, 1), "dims": (24, 48)},
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS_LAST)
+def test_maps_that_timm_makes_with_channels_last_have_them_first(
+    name: str, sketches: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = partial(timm.create_model, **CHANNELS_LAST[name])
+    monkeypatch.setattr(timm, "create_model", small)
+    torch.manual_seed(0)
+    model = TimmFeatures(name, pretrained=False, size=64).eval()
+    # The same through timm's other door, which puts them first by itself.
+    torch.manual_seed(0)
+    sizing = {"img_size": 64} if name.startswith("swin") else {}
+    oracle = small(name, pretrained=False, **sizing).eval()
+    images = sketches(2, 64)
+    (expected,) = oracle.forward_intermediates(
+        model.normalise(images * 0.5 + 0.5), indices=1, intermediates_only=True, output_fmt="NCHW"
+    )
+    assert expected.shape == (2, 48, 8, 8) and model.channels == 48
+    torch.testing.assert_close(model(images), expected)
 
 
 def test_timm_is_timms_last_map(sketches: Any) -> None:

@@ -260,6 +260,10 @@ def use_cache(encoder: nn.Module, store: FeatureStore | None, keep: Keep = "foun
     The encoder changes in place, as with `torch.distributed.fsdp.fully_shard`, so that whatever
     holds it (a task, a timm model, a backbone) uses the store too.
 
+    Weights that change are noticed, unless they are written through ``.data``, which torch does not
+    count: diffusers' ``EMAModel.copy_to`` does so. Call this function after it; or copy with
+    ``parameter.copy_(...)`` under `torch.no_grad`.
+
     Args:
         encoder: The encoder, or a module with one inside.
         store: The store; None to do without again.
@@ -300,7 +304,7 @@ def use_cache(encoder: nn.Module, store: FeatureStore | None, keep: Keep = "foun
     encoder.__class__ = CachedEncoder
     assert isinstance(encoder, CachedEncoder)
     encoder._store, encoder._keep = store, keep
-    encoder._named = getattr(encoder, "_named", {})
+    encoder._named = {}
     if keep == "results":
         encoder.requires_grad_(False)
         encoder.eval()

@@ -38,13 +38,19 @@ SUFFIX = ".safetensors"
 class FeatureStore:
     """A folder of records, safe under readers and writers in any number of threads and processes.
 
-    A record that does not pass its checksum counts as missing, is deleted and reported. A folder
-    that cannot be written to is read only. Beyond the limit, records that were used longest ago are
-    deleted; until the files are counted again the folder can exceed the limit, by a sixteenth for
-    every process that writes.
+    A record that does not pass its checksum counts as missing, is deleted and reported. What cannot
+    be read is missing, and a folder that cannot be written to is read only; each is reported once.
+
+    Where the limit is reached, records are deleted that were not used since this object first found
+    or wrote one, the longest unused first. Those that were used since stay, and nothing new is
+    kept, which is reported once: pictures that are visited in turn would else push each other out,
+    and none would ever be found. Another object, as the next run has, lets them go. Several
+    processes that write can exceed the limit, each by a sixteenth of it, until they count the files
+    again.
 
     Args:
-        folder: Folder of the records; made if there is none.
+        folder: Folder of the records; made if there is none. Copies and unpickled stores, which may
+            never write, wait with that until they do.
         limit: Bytes that records may take, 1 MiB or more.
 
     Raises:
@@ -65,17 +71,23 @@ class FeatureStore:
                 f"expected a limit of at least {SMALLEST_LIMIT} bytes, got {limit}. 1 GiB is "
                 f"{GIBIBYTE}."
             )
-        self.folder, self.limit = Path(folder).expanduser(), limit
+        self._begin(Path(folder).expanduser().absolute(), limit)
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _begin(self, folder: Path, limit: int) -> None:
+        self.folder, self.limit = folder, limit
         self.hits = self.misses = 0
         self._lock = Lock()
         self._size: int | None = None
-        self._written = 0
-        self._reported = False
+        self._wanted = 0
+        self._full = False
+        # In the drive's own time, which may be another machine's.
+        self._first_use: int | None = None
+        self._told: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies and other processes share the folder, not the counts.
-        return FeatureStore, (self.folder, self.limit)
+        return _reopen, (str(self.folder), self.limit)
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The tensors of a key, on the CPU; None if there are none.
@@ -84,7 +96,7 @@ class FeatureStore:
             ValueError: No key.
         """
         path = self._path(key)
-        tensors = _read(path, key)
+        tensors = self._read(path, key)
         with self._lock:
             self.hits += tensors is not None
             self.misses += tensors is None
@@ -92,36 +104,30 @@ class FeatureStore:
             # The time of modification is that of the last use. Others may own or delete the file.
             with suppress(OSError):
                 os.utime(path)
+                if self._first_use is None:
+                    self._note_use(path.stat().st_mtime_ns)
         return tensors
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors under a key that tells all they depend on; one that is there stays.
 
-        Where they cannot be written, a warning says so once.
+        Where they cannot be written, or the store is full, a warning says so once.
 
         Raises:
             ValueError: No key.
         """
         path = self._path(key)
-        if path.exists():
-            return
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            write_safetensors(tensors, path, {"record": _stamp(key, tensors)}, durable=False)
-            size = path.stat().st_size
+            if path.exists() or not self._has_room(sum(value.nbytes for value in tensors.values())):
+                return
+            values = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            write_safetensors(values, path, {"record": _stamp(key, values)}, durable=False)
+            self._note_use(path.stat().st_mtime_ns)
         except FileNotFoundError:
             # Evicted at once, or its folder by someone who cleared the cache.
             return
         except OSError as error:
-            if not self._reported:
-                self._reported = True
-                warnings.warn(f"{self.folder} keeps nothing more: {error}", stacklevel=2)
-            return
-        with self._lock:
-            self._written += size
-            known = self._size is not None and self._size + self._written <= self.limit
-            if not known or self._written > self.limit * COUNTED_AFTER:
-                self._evict()
+            self._tell("write", f"{self.folder} keeps nothing more: {error}")
 
     def size(self) -> int:
         """Bytes that the records take now."""
@@ -135,21 +141,61 @@ class FeatureStore:
             raise ValueError(f"expected a key of 64 hexadecimal digits, got {key!r}.")
         return self.folder / key[:2] / (key[2:] + SUFFIX)
 
-    def _evict(self) -> None:
-        """Count the files, and delete the oldest if there are too many. Processes need not agree.
+    def _note_use(self, time: int) -> None:
+        with self._lock:
+            self._first_use = time if self._first_use is None else self._first_use
+
+    def _tell(self, what: str, message: str) -> None:
+        """Warn, once of a kind."""
+        if what not in self._told:
+            self._told.add(what)
+            warnings.warn(message, stacklevel=3)
+
+    def _has_room(self, size: int) -> bool:
+        """Whether some bytes may be written, for which records are deleted if need be."""
+        with self._lock:
+            self._wanted += size
+            known = self._size is not None and (
+                self._full or self._size + self._wanted <= self.limit
+            )
+            # A full store too is counted again from time to time: others may have cleared it.
+            if not known or self._wanted > self.limit * COUNTED_AFTER:
+                self._size, self._wanted = self._evict(size), size
+                self._full = self._size + size > self.limit
+            full = self._full
+        if full:
+            self._tell(
+                "full",
+                f"{self.folder} is full: what was used since it was opened takes its limit of "
+                f"{self.limit / GIBIBYTE:.4g} GiB, so nothing more is kept, and the rest is "
+                "computed at every visit. Give it a larger limit (--cache-limit GIB, or "
+                "FeatureStore(folder, limit=BYTES)), or have fewer pictures.",
+            )
+        return not full
+
+    def _evict(self, room: int) -> int:
+        """Delete what is too much, with some bytes to come. Processes need not agree.
 
         Several at once delete the same files, since all see the same times.
+
+        Returns:
+            Bytes that are left.
         """
-        records = list(self._records(clean=True))
+        records = sorted(self._records(clean=True))
         total = sum(size for _, size, _ in records)
-        if total > self.limit:
-            for _, size, path in sorted(records):
-                if total <= self.limit * KEPT:
+        if total + room > self.limit:
+            since = self._first_use
+            old = sum(since is None or time < since for time, _, _ in records)
+            for _, size, path in records[:old]:
+                if total + room <= self.limit * KEPT:
                     break
-                with suppress(OSError):
-                    Path(path).unlink()
-                total -= size
-        self._size, self._written = total, 0
+                total -= _delete(path, size)
+            # What several processes wrote before they counted.
+            for _, size, path in reversed(records[old:]):
+                if total <= self.limit:
+                    break
+                total -= _delete(path, size)
+        return total
 
     def _records(self, clean: bool = False) -> Iterator[tuple[int, int, str]]:
         """Time of last use in nanoseconds, size and path of every record.
@@ -163,40 +209,58 @@ class FeatureStore:
                 entries = list(os.scandir(folder))
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                self._tell("read", f"{folder} cannot be read and is left alone: {error}")
+                continue
             if clean and any(entry.name.endswith(UNFINISHED) for entry in entries):
-                remove_unfinished(folder)
+                with suppress(OSError):
+                    remove_unfinished(folder)
             for entry in entries:
                 if entry.name.endswith(SUFFIX):
-                    with suppress(FileNotFoundError):
+                    with suppress(OSError):
                         status = entry.stat()
                         yield status.st_mtime_ns, status.st_size, entry.path
 
+    def _read(self, path: Path, key: str) -> dict[str, Tensor] | None:
+        """A record; None if it is missing, or damaged, which is reported."""
+        from safetensors import SafetensorError, safe_open
 
-def _read(path: Path, key: str) -> dict[str, Tensor] | None:
-    """A record; None if it is missing, or damaged, which is reported."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            stamp = (file.metadata() or {}).get("record")
-            # Copied: a mapped file that is cut short meanwhile would end the process.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        if stamp != _stamp(key, tensors):
-            raise ValueError("it does not fit its checksum")
-        return tensors
-    except FileNotFoundError:
-        return None
-    except (SafetensorError, ValueError) as error:
-        warnings.warn(f"{path} is damaged and is made anew: {error}", stacklevel=3)
-        with suppress(OSError):
-            path.unlink()
-    except (OSError, RuntimeError) as error:
-        # safetensors opens a file twice, the second time through torch, and may find it evicted.
-        if os.strerror(errno.ENOENT) in str(error):
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                stamp = (file.metadata() or {}).get("record")
+                # Copied: a mapped file that is cut short meanwhile would end the process.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            if stamp != _stamp(key, tensors):
+                raise ValueError("it does not fit its checksum")
+            return tensors
+        except FileNotFoundError:
             return None
-        # Too many open files, say: nothing is known of the record.
-        warnings.warn(f"{path} cannot be read and is made anew: {error}", stacklevel=3)
-    return None
+        except (SafetensorError, ValueError) as error:
+            warnings.warn(f"{path} is damaged and is made anew: {error}", stacklevel=3)
+            with suppress(OSError):
+                path.unlink()
+        except (OSError, RuntimeError) as error:
+            # safetensors opens a file twice, the second time through torch, and may find it
+            # evicted.
+            if os.strerror(errno.ENOENT) in str(error):
+                return None
+            # Too many open files, say: nothing is known of the record.
+            self._tell("read", f"{path} cannot be read and is made anew: {error}")
+        return None
+
+
+def _reopen(folder: str, limit: int) -> FeatureStore:
+    """A store whose folder need not be there: it may be another machine's."""
+    store = FeatureStore.__new__(FeatureStore)
+    store._begin(Path(folder), limit)
+    return store
+
+
+def _delete(path: str, size: int) -> int:
+    """The size of a file that is gone now, or that somebody else deletes."""
+    with suppress(OSError):
+        Path(path).unlink()
+    return size
 
 
 def _stamp(key: str, tensors: Mapping[str, Tensor]) -> str:

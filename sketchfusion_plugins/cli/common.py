@@ -81,9 +81,13 @@ CacheOption = Annotated[
     Path | None,
     typer.Option(
         "--cache",
-        help="Folder that keeps, up to 20 GiB, what the frozen foundations compute of every "
+        help="Folder that keeps, up to --cache-limit, what the frozen foundations compute of every "
         "picture; later runs, also with other adapters, find it there.",
     ),
+]
+CacheLimitOption = Annotated[
+    int | None,
+    typer.Option("--cache-limit", min=1, help="GiB that the cache may take; default: 20."),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")
@@ -143,7 +147,7 @@ def choose_device(device: str) -> str:
     """
     import torch
 
-    if device == "auto":
+    if device == "auto" or (device == "cuda" and torch.cuda.is_available()):
         # Of several processes on a machine each takes a device of its own.
         rank = int(os.environ.get("LOCAL_RANK", "0"))
         count = torch.cuda.device_count()
@@ -156,16 +160,26 @@ def choose_device(device: str) -> str:
     return device
 
 
-def keep_foundations(model: nn.Module, folder: Path | None) -> None:
+def keep_foundations(model: nn.Module, folder: Path | None, limit: int | None = None) -> None:
     """Let a model look in a cache folder for what its foundations would compute, if one is named.
+
+    Args:
+        model: The model.
+        folder: Folder of the cache; None for none.
+        limit: GiB that it may take; None for the store's own limit.
 
     Raises:
         OSError: The folder cannot be made.
-        ValueError: The model has no foundations.
+        ValueError: The model has no foundations, or there is a limit without a folder.
     """
     if folder is None:
+        if limit is not None:
+            raise ValueError(
+                f"got --cache-limit {limit} without --cache, whose folder it bounds. Give both."
+            )
         return
     from sketchfusion_plugins.cache import FeatureStore, use_cache
+    from sketchfusion_plugins.cache.store import GIBIBYTE
     from sketchfusion_plugins.checkpoint import find_encoder
 
     try:
@@ -175,7 +189,8 @@ def keep_foundations(model: nn.Module, folder: Path | None) -> None:
             "this model has no Stable Diffusion and CLIP inside, so there is nothing to keep. "
             "Leave --cache out."
         ) from error
-    use_cache(encoder, FeatureStore(folder))
+    store = FeatureStore(folder) if limit is None else FeatureStore(folder, limit * GIBIBYTE)
+    use_cache(encoder, store)
 
 
 def end_with(problems: Problems) -> None:

@@ -65,4 +65,6 @@ def _wait() -> None:
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    ended.wait()
+    # Windows interrupts no wait without a timeout.
+    while not ended.wait(0.5):
+        pass

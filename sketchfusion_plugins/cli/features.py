@@ -10,6 +10,7 @@ import typer
 
 from sketchfusion_plugins.cli.common import (
     BatchOption,
+    CacheLimitOption,
     CacheOption,
     DeviceOption,
     DtypeOption,
@@ -36,6 +37,7 @@ def features(
     dtype: DtypeOption = None,
     weights: WeightsOption = "pretrained",
     cache: CacheOption = None,
+    cache_limit: CacheLimitOption = None,
     strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,7 +60,9 @@ def features(
         )
         from sketchfusion_plugins.inference.models import (
             default_size,
+            descriptor_tag,
             model_fingerprint,
+            model_settings,
             open_model,
         )
         from sketchfusion_plugins.inference.picture_files import list_pictures
@@ -71,9 +75,9 @@ def features(
         paths = fitting_paths(out, listed, problems)
         side = size or default_size(model)
         opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
-        keep_foundations(opened, cache)
+        keep_foundations(opened, cache, cache_limit)
         written = 0
-        fingerprint = f"{model_fingerprint(opened)}@{side}"
+        fingerprint = descriptor_tag(model_fingerprint(opened), model_settings(opened), side)
         with Ranks.from_environment() as ranks:
             with ExitStack() as stack:
                 # Only the first process writes.

@@ -10,6 +10,7 @@ import typer
 
 from sketchfusion_plugins.cli.common import (
     BatchOption,
+    CacheLimitOption,
     CacheOption,
     DeviceOption,
     DtypeOption,
@@ -48,6 +49,7 @@ def build(
     dtype: DtypeOption = None,
     weights: WeightsOption = "pretrained",
     cache: CacheOption = None,
+    cache_limit: CacheLimitOption = None,
     strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -68,7 +70,7 @@ def build(
         problems = Problems(strict)
         paths = list_pictures(inputs, problems)
         opened = open_model(model, weights=weights, device=choose_device(device), dtype=dtype)
-        keep_foundations(opened, cache)
+        keep_foundations(opened, cache, cache_limit)
         described = GalleryModel.of(opened, model, weights, size or default_size(model))
         with Ranks.from_environment() as ranks:
             added, total = add_pictures(
@@ -96,6 +98,7 @@ def add(
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     cache: CacheOption = None,
+    cache_limit: CacheLimitOption = None,
     strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -116,7 +119,7 @@ def add(
         paths = list_pictures(inputs, problems)
         described = GalleryModel.read(index)
         opened = described.open(choose_device(device), dtype, model)
-        keep_foundations(opened, cache)
+        keep_foundations(opened, cache, cache_limit)
         with Ranks.from_environment() as ranks:
             added, total = add_pictures(
                 index,

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -119,6 +121,7 @@ def own_gallery(place: Path, model: Model, described: GalleryModel) -> Gallery:
 
     New pictures of a folder are described when the page starts; if others were changed or deleted,
     all are anew. A picture is named after its folder where there are several, else after its file.
+    A warning tells of an index whose pictures were all moved or deleted.
 
     Raises:
         FileNotFoundError: There is no picture.
@@ -141,6 +144,13 @@ def own_gallery(place: Path, model: Model, described: GalleryModel) -> Gallery:
     if not len(index):
         raise FileNotFoundError(f"{place} holds no picture that can be read.")
     keys = [Path(key) for key, _ in index.items()]
+    if not any(os.access(path, os.R_OK) for path in keys):
+        warnings.warn(
+            f"none of the {len(keys)} pictures of {place} can be read where it was when it was "
+            f"described ({keys[0]}), so the page shows none. Move them back, or build an index "
+            "of them where they are now: sketchfusion index build",
+            stacklevel=2,
+        )
     folders = len({path.parent for path in keys}) > 1
     names = {path.as_posix(): path.parent.name if folders else path.stem for path in keys}
     return Gallery(f"{len(index)} pictures of {place}", index, names)

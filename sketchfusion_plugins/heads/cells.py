@@ -19,6 +19,14 @@ from torch import Tensor
 Stride: TypeAlias = float | tuple[float, float]
 
 
+def pool_to_grid(features: Tensor, grid: int) -> Tensor:
+    """Means of a map ``[B, C, h, w]`` over ``grid`` x ``grid`` parts, ``[B, C, grid, grid]``."""
+    if features.device.type == "mps" and any(side % grid for side in features.shape[-2:]):
+        # Apple's kernel takes multiples of the grid alone (pytorch#96056).
+        return F.adaptive_avg_pool2d(features.cpu(), grid).to(features.device)
+    return F.adaptive_avg_pool2d(features, grid)
+
+
 def sample_descriptors(
     features: Tensor, points: Tensor, stride: Stride, visible: Tensor | None = None
 ) -> Tensor:

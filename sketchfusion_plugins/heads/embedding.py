@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sketchfusion_plugins.heads.cells import pool_to_grid
 from sketchfusion_plugins.heads.ridge import RidgeClassifier
 
 # Of scores of -1 to 1: what five-fold cross-validation on OpenMoji's training part asked for.
@@ -46,7 +47,7 @@ class EmbeddingHead(nn.Module):
         """
         _check_map(features, self.channels)
         with torch.autocast(features.device.type, enabled=False):
-            cells = F.adaptive_avg_pool2d(features.to(self.projection.weight.dtype), self.grid)
+            cells = pool_to_grid(features.to(self.projection.weight.dtype), self.grid)
             cells = self.norm(cells.flatten(2).mT)
             return F.normalize(self.projection(cells.flatten(1)).float(), dim=1)
 
@@ -104,7 +105,7 @@ class ClassifierHead(nn.Module):
         """
         _check_map(features, self.channels)
         features = features.to(self.linear.weight.dtype)
-        return F.adaptive_avg_pool2d(features, self.grid).flatten(1)
+        return pool_to_grid(features, self.grid).flatten(1)
 
     @torch.no_grad()
     def fit(self, pooled: Tensor, labels: Tensor) -> None:

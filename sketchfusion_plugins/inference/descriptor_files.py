@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from io import BufferedReader, FileIO
 from pathlib import Path
@@ -107,7 +108,11 @@ class DescriptorWriter:
         trace: TracebackType | None,
     ) -> None:
         if self._file is not None:
-            if not self._file.seek(0, os.SEEK_END):
+            is_empty = not self._file.seek(0, os.SEEK_END)
+            if sys.platform == "win32":
+                # It deletes no open file, and knows no lock that closing would give up.
+                self._file.close()
+            if is_empty:
                 self.path.unlink(missing_ok=True)
             self._file.close()
         if kind is not None or not self._paths:

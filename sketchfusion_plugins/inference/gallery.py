@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,7 @@ from sketchfusion_plugins.index.manifest import POINTER, Kind, Manifest
 from sketchfusion_plugins.inference.answers import Model, describe_files
 from sketchfusion_plugins.inference.models import (
     Weights,
+    descriptor_tag,
     is_checkpoint,
     model_fingerprint,
     model_settings,
@@ -140,7 +142,8 @@ def add_pictures(
 ) -> tuple[int, int]:
     """Put pictures into an index, which is made if there is none; those in it are passed over.
 
-    Ctrl-C commits what was described; the same call goes on from there.
+    Ctrl-C, or an error while pictures are described, commits what was described before; the same
+    call goes on from there.
 
     Args:
         index: Folder of the index.
@@ -191,12 +194,15 @@ def add_pictures(
             described.size,
             problems,
             result=index,
-            fingerprint=f"{described.fingerprint}@{described.size}",
+            # Not what the index says, which an earlier version may have written without settings.
+            fingerprint=descriptor_tag(
+                described.fingerprint, model_settings(model), described.size
+            ),
             batch_size=batch_size,
             progress=progress,
         )
-        for readable, vectors in _saved_when_stopped(batches, commit):
-            kept, found = _directed(readable, vectors, problems)
+        directed = (_directed(*batch, problems) for batch in batches)
+        for kept, found in _saved_when_stopped(directed, commit):
             if not kept:
                 continue
             if writer is None:
@@ -258,14 +264,20 @@ def picture_key(path: Path) -> str:
 
 
 def _saved_when_stopped(batches: Iterable[_Batch], save: Callable[[], None]) -> Iterator[_Batch]:
-    """The same batches; ``save`` is called when Ctrl-C comes while the next one is awaited.
+    """The same batches; ``save`` is called when Ctrl-C or an error comes while one is awaited.
 
     Not while one is used, which would save half of it.
     """
     try:
         yield from batches
-    except KeyboardInterrupt:
-        save()
+    except (Exception, KeyboardInterrupt):
+        try:
+            save()
+        except Exception as error:
+            # What the user has to see is why it stopped.
+            warnings.warn(
+                f"what was described since the last commit is lost: {error}", stacklevel=2
+            )
         raise
 
 

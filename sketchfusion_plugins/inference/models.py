@@ -238,6 +238,9 @@ def model_fingerprint(model: nn.Module) -> str:
             digest.update(json.dumps(getattr(model, "settings", None), sort_keys=True).encode())
     else:
         digest.update(str(getattr(model, "size", None)).encode())
+        if getattr(model, "channels_last", False):
+            # Versions that left such maps as they are made other descriptors of the same weights.
+            digest.update(b"channels first")
         _add_tensors(digest, model.state_dict())
     return digest.hexdigest()[:16]
 
@@ -248,7 +251,23 @@ def model_settings(model: nn.Module) -> str:
     See `hash_settings`. Of an encoder it is what its foundations compute with.
     """
     encoders = [child for child in model.modules() if isinstance(child, SketchFusionEncoder)]
-    return hash_settings(read_settings(encoders[0]) if encoders else read_activation(model))
+    if encoders:
+        return hash_settings(read_settings(encoders[0]))
+    settings = read_activation(model)
+    if isinstance(model, TimmFeatures):
+        settings |= {part: list(getattr(model.normalise, part)) for part in ("mean", "std")}
+    return hash_settings(settings)
+
+
+def descriptor_tag(fingerprint: str, settings: str, size: int) -> str:
+    """What must be the same of all descriptors in a file.
+
+    Args:
+        fingerprint: See `model_fingerprint`.
+        settings: See `model_settings`.
+        size: Side, in pixels, of the square that pictures are padded to.
+    """
+    return f"{fingerprint}{settings and '+'}{settings}@{size}"
 
 
 def _add_tensors(digest: Any, tensors: dict[str, torch.Tensor]) -> None:

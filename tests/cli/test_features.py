@@ -61,6 +61,32 @@ def test_another_models_file_is_refused(
     assert out.read_bytes() == before
 
 
+def test_what_changes_descriptors_without_weights_is_another_model(
+    run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sketchfusion_plugins.inference import models
+
+    out = tmp_path / "features.jsonl"
+    model = ("--model", "clip:tiny", "--weights", "random", "--size", 64, "--batch-size", 1)
+    arguments = ("features", pictures, *model, "--out", out)
+    run(*arguments)
+    before = out.read_bytes()
+    # The same model goes on.
+    out.write_bytes(before[: before.index(b"\n") + 1])
+    assert "3 descriptors written" in run(*arguments).stdout
+    assert out.read_bytes() == before
+    open_model = models.open_model
+
+    def open_other(*names: Any, **options: Any) -> Any:
+        model = open_model(*names, **options)
+        model.encoder.semantic.mean = (0.2, 0.2, 0.2)
+        return model
+
+    monkeypatch.setattr(models, "open_model", open_other)
+    assert "was made by the model" in run(*arguments, status=1).stderr
+    assert out.read_bytes() == before
+
+
 def test_all_formats_hold_the_same(run: Any, pictures: Path, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     from safetensors import safe_open
@@ -198,6 +224,29 @@ def test_cache_serves_other_adapters(
     assert seen == [4, 4]
     result = run("features", pictures, "--model", "hog", "--out", out, "--cache", cache, status=1)
     assert "Leave --cache out" in result.stderr
+
+
+def test_the_limit_of_the_cache_is_the_users(
+    run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sketchfusion_plugins.cache as caching
+
+    limits, use_cache = [], caching.use_cache
+
+    def noted(encoder: Any, store: Any) -> None:
+        limits.append(store.limit)
+        use_cache(encoder, store)
+
+    monkeypatch.setattr(caching, "use_cache", noted)
+    model, cache, index = TINY, ("--cache", tmp_path / "cache"), tmp_path / "index"
+    out = tmp_path / "a.jsonl"
+    run("features", pictures, *model, "--out", out, *cache)
+    run("features", pictures, *model, "--out", out, *cache, "--cache-limit", 3)
+    run("index", "build", pictures, *model, "--out", index, *cache, "--cache-limit", 4)
+    run("index", "add", pictures, "--index", index, *cache, "--cache-limit", 5)
+    assert limits == [gib * 2**30 for gib in (20, 3, 4, 5)]
+    result = run("features", pictures, *model, "--out", out, "--cache-limit", 3, status=1)
+    assert "got --cache-limit 3 without --cache" in result.stderr
 
 
 def test_a_file_that_does_not_exist(run: Any, tmp_path: Path) -> None:

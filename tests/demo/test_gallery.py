@@ -182,6 +182,26 @@ def test_an_index_serves_as_gallery_for_its_own_model_alone(
             own_gallery(tmp_path / "index", other, described(other, name, size))
 
 
+def test_an_index_whose_pictures_were_moved_is_told(
+    folder: Path, tmp_path: Path, described: Callable[..., Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    model, index = HogFeatures(), tmp_path / "index"
+    mine = described(model, "hog", SIZE)
+    paths = sorted(folder.rglob("*.png"))
+    inference.add_pictures(index, model, mine, paths, Problems(), progress=False)
+    for path in paths[:-1]:
+        path.unlink()
+    own_gallery(index, model, mine)
+    assert not [told for told in recwarn if "can be read" in str(told.message)]
+    folder.rename(tmp_path / "moved")
+    message = rf"none of the 3 pictures of {index} can be read .*\({paths[0]}\).*index build"
+    with pytest.warns(UserWarning, match=message):
+        gallery = own_gallery(index, model, mine)
+    # Names and points are answered as ever.
+    query = _describe(model, open_image(tmp_path / "moved" / "dog" / "one.png"))
+    assert gallery.classes(query, 1)[0][0] == "dog"
+
+
 def test_a_folder_without_pictures_is_refused(
     tmp_path: Path, described: Callable[..., Any]
 ) -> None:

@@ -13,6 +13,7 @@ from sketchfusion_plugins.heads.cells import (
     cell_centres,
     check_maps,
     grid_descriptors,
+    pool_to_grid,
     sample_descriptors,
     stride_pair,
     visible_points,
@@ -21,6 +22,22 @@ from sketchfusion_plugins.heads.cells import (
 
 def random_map(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_pooling_by_hand() -> None:
+    pooled = pool_to_grid(torch.arange(12.0).reshape(1, 1, 3, 4), 2)
+    # Rows 0 to 1 and 1 to 2, columns 0 to 1 and 2 to 3.
+    assert pooled.tolist() == [[[[2.5, 4.5], [6.5, 8.5]]]]
+    # 42 cells at 336 px, in float64 by numpy: parts reach from floor(i * 42 / 4) to their ceiling.
+    features = random_map(2, 3, 42, 42)
+    edges = [(i * 42 // 4, -(-(i + 1) * 42 // 4)) for i in range(4)]
+    expected = [
+        [features[:, :, top:bottom, left:right].double().mean((2, 3)) for left, right in edges]
+        for top, bottom in edges
+    ]
+    got = pool_to_grid(features, 4).double()
+    want = torch.stack([torch.stack(row, -1) for row in expected], -2)
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 
 
 def test_centres_by_hand() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,6 +74,25 @@ def _reads() -> int:
     """Read calls of this process to the operating system."""
     counts = dict(line.split(": ") for line in SYSTEM_CALLS.read_text().splitlines())
     return int(counts["syscr"])
+
+
+@pytest.mark.parametrize("platform", ["linux", "win32"])
+def test_a_file_that_stayed_empty_is_removed(
+    platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl"
+    unlink = Path.unlink
+
+    def unlink_as_there(self: Path, missing_ok: bool = False) -> None:
+        # Windows deletes no open file; elsewhere another writer may have it once it is closed.
+        assert writer._file is not None and writer._file.closed == (platform == "win32")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(descriptor_files, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(Path, "unlink", unlink_as_there)
+    with DescriptorWriter(path, "model") as writer:
+        assert path.exists()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,9 @@ def _vectors(index: Path) -> np.ndarray:
     ("error", "together", "kept"),
     [
         (RuntimeError, 1, 6),
-        (RuntimeError, 4, 4),
+        (RuntimeError, 4, 6),
         (RuntimeError, 5, 6),
-        (RuntimeError, 100, 0),
+        (RuntimeError, 100, 6),
         (KeyboardInterrupt, 4, 6),
         (KeyboardInterrupt, 100, 6),
     ],
@@ -103,6 +103,52 @@ def test_what_was_committed_survives_and_a_second_run_goes_on(
     )
     assert whole == (10, 10)
     np.testing.assert_array_equal(_vectors(index), _vectors(tmp_path / "whole"))
+
+
+def test_a_strict_failure_keeps_what_was_described_before(
+    paths: list[Path], tmp_path: Path
+) -> None:
+    model, index = HogFeatures(), tmp_path / "index"
+    Image.new("RGB", (60, 40), "white").save(paths[6])
+    with pytest.raises(OSError, match=rf"{paths[6].name}: its descriptor is zero"):
+        add_pictures(
+            index,
+            model,
+            _described(model),
+            paths,
+            Problems(strict=True),
+            batch_size=2,
+            progress=False,
+        )
+    assert [key for key, _ in SketchIndex.open(index).items()] == list(map(str, paths[:6]))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt("out of me")])
+def test_an_error_is_told_though_nothing_more_can_be_committed(
+    error: BaseException,
+    paths: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = sharding.describe_files
+
+    def dying(*arguments: Any, **settings: Any) -> Iterator[Any]:
+        yield next(real(*arguments, **settings))
+        raise error
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sharding, "describe_files", dying)
+    monkeypatch.setattr(IndexWriter, "commit", full)
+    model = HogFeatures()
+    with (
+        pytest.warns(UserWarning, match="described since the last commit is lost.*No space left"),
+        pytest.raises(type(error), match="out of me"),
+    ):
+        add_pictures(
+            tmp_path / "index", model, _described(model), paths, Problems(), progress=False
+        )
 
 
 def test_ctrl_c_before_the_first_picture_makes_no_index(
@@ -172,6 +218,29 @@ def test_parts_of_a_killed_launch_serve_from_another_folder(
     problems = Problems()
     assert add_pictures(index, model, described, named, problems, **options) == (10, 10)
     assert problems.found == []
+
+
+def test_parts_of_a_model_that_computes_otherwise_are_refused(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, index = open_model("clip:tiny", weights="random"), tmp_path / "index"
+    options: dict[str, Any] = {"problems": Problems(), "progress": False}
+
+    def describe() -> GalleryModel:
+        return GalleryModel.of(model, "clip:tiny", "random", SIZE)
+
+    with pytest.raises(KeyboardInterrupt):
+        add_pictures(index, model, describe(), paths[:3], ranks=Killed(), **options)
+    (part,) = tmp_path.glob("index.rank-*")
+    with monkeypatch.context() as patch:
+        patch.setattr(model.encoder.semantic, "mean", (0.2, 0.2, 0.2))
+        with pytest.raises(ValueError, match="was made by the model"):
+            add_pictures(index, model, describe(), paths[:3], **options)
+    assert part.exists()
+    # The same model goes on from there; an index remembers less where an earlier version made it.
+    less = replace(describe(), settings="")
+    assert add_pictures(index, model, less, paths[:3], **options) == (3, 3)
+    assert not part.exists()
 
 
 def test_hits_are_cosine_neighbours(paths: list[Path], tmp_path: Path) -> None:

@@ -295,6 +295,22 @@ def test_settings_tell_gelu_from_quick_gelu_where_fingerprints_do_not(name: str)
     assert are_alike(earlier, before) and are_alike(model_settings(model), earlier)
 
 
+def test_settings_tell_normalisations_of_timm_apart() -> None:
+    model = open_model("timm:test_vit", weights="random")
+    before = model_settings(model)
+    model.normalise.mean = [0.1, 0.2, 0.3]
+    assert not are_alike(model_settings(model), before)
+    # What versions wrote that did not know of it.
+    assert are_alike(f".{before.partition('.')[2]}", model_settings(model))
+
+
+def test_fingerprint_of_maps_whose_channels_were_last_is_another_than_it_was() -> None:
+    model = open_model("timm:test_resnet", weights="random")
+    before = model_fingerprint(model)
+    model.channels_last = True
+    assert model_fingerprint(model) != before
+
+
 def test_settings_of_the_bundled_model_are_as_they_were() -> None:
     assert model_settings(open_model("tiny")).partition(".")[0] == TINY_SETTINGS
     assert model_settings(open_model("hog")) == ""
