@@ -40,6 +40,7 @@ from sketchfusion_plugins.foundation_settings import (
     describe_difference,
     read_settings,
 )
+from sketchfusion_plugins.timm_entries import timm_entries
 
 if TYPE_CHECKING:
     from sketchfusion_plugins.encoder import SketchFusionEncoder
@@ -123,7 +124,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
             "name": name,
             "settings": settings,
             "image_size": image_size,
-            "split": None if split is None else split._asdict(),
+            "split": None if split is None else split.as_json(),
         }
     return {
         "format": FORMAT,
@@ -158,7 +159,8 @@ def save_adapters(
         module: A `SketchFusionEncoder`, or a module with one inside, compiled or wrapped for data
             parallelism or not.
         folder: Folder to write; other files in it are left alone.
-        others: What other libraries look for in ``config.json``; this one never reads it.
+        others: What other libraries look for in ``config.json``; this one never reads it. None for
+            what makes the folder a model of timm's, ``local-dir:FOLDER``, without a classifier.
 
     Raises:
         OSError: The folder cannot be written; what it held is untouched.
@@ -183,7 +185,9 @@ def save_adapters(
         folder / WEIGHTS_FILE,
         {"sketchfusion": json.dumps(description)},
     )
-    told = {**(others or {}), **description}
+    if others is None:
+        others = timm_entries(encoder.config, description["task"])
+    told = {**others, **description}
     write_text(json.dumps(told, indent=2) + "\n", folder / CONFIG_FILE)
 
 

@@ -24,7 +24,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config", "fingerprint", "frequency", "viz", "data", "stroke_metrics", "losses", "index"),
     ("presets", "null_prompt", "semantic", "injection", "aggregation", "adapter_file", "baselines")
     + ("foundation_settings",),
-    ("denoiser", "checkpoint", "import_hooks"),
+    ("denoiser", "timm_entries", "import_hooks"),
+    ("checkpoint",),
     ("diffusion", "publish"),
     ("assembly", "outputs"),
     ("encoder", "task_configs"),
@@ -36,7 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
 )
 ROOTS = ("files", "hub", "noise", "images", "config", "fingerprint")
-CORE = (*ROOTS, *sum(FLOORS[2:6], ()), "encoder")
+CORE = (*ROOTS, *sum(FLOORS[2:7], ()), "encoder")
 OUTER = {"timm_adapters", "typer", "rich", "gradio", "mmengine", "mmseg", "mmcv"}
 
 

@@ -7,7 +7,6 @@ import logging
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_model_data_config
+from timm.models._features import FeatureGetterNet, FeatureListNet
 from timm.optim import create_optimizer_v2
 
 import sketchfusion_plugins
@@ -25,7 +25,7 @@ from sketchfusion_plugins import CheckpointError, SketchFusionEncoder
 from sketchfusion_plugins.adapter_file import WEIGHTS_FILE
 from sketchfusion_plugins.checkpoint import adapter_state, save_adapters
 from sketchfusion_plugins.config import STABLE_DIFFUSION_21
-from sketchfusion_plugins.presets import STABLE_DIFFUSION_15
+from sketchfusion_plugins.presets import STABLE_DIFFUSION_15, preset
 from sketchfusion_plugins.tasks.load import build_task
 
 TINY = "sketchfusion_tiny"
@@ -388,6 +388,67 @@ def test_adapters_of_a_task_go_into_a_timm_model(tmp_path: Path) -> None:
     assert torch.equal(model.forward_features(image), encoder.eval()(image))
 
 
+@pytest.mark.parametrize("kind", ["encoder", "task", "compiled"])
+def test_a_folder_of_an_encoder_is_a_model_of_timm(kind: str, tmp_path: Path) -> None:
+    encoder = SketchFusionEncoder.from_pretrained(
+        "sketchfusion/tiny", diffusion__timestep=200, in_channels=1
+    ).eval()
+    torch.nn.init.normal_(encoder.aggregator.branch_logits)  # type: ignore[union-attr,arg-type]
+    side = 128
+    if kind == "encoder":
+        encoder.save_pretrained(tmp_path)
+    elif kind == "task":
+        task = build_task("retrieval", encoder)
+        task.image_size = side = 72
+        task.save_pretrained(tmp_path)
+    else:
+        save_adapters(torch.compile(encoder, backend="eager"), tmp_path)  # type: ignore[arg-type]
+    image = torch.rand(1, 1, 64, 48) * 2 - 1
+    name = f"local-dir:{tmp_path}"
+    with torch.no_grad():
+        expected = SketchFusionEncoder.from_pretrained(tmp_path).eval()(image)
+        model = timm.create_model(name, pretrained=True).eval()
+        assert torch.equal(model.forward_features(image), expected)
+        torch.testing.assert_close(model(image), expected.mean((2, 3)))
+        backbone = timm.create_model(name, pretrained=True, features_only=True).eval()
+        assert torch.equal(backbone(image)[1], encoder.forward_levels(image).maps[0])
+        classifier = timm.create_model(name, pretrained=True, num_classes=7).eval()
+        assert classifier(image).shape == (1, 7)
+        assert torch.equal(classifier.forward_features(image), expected)
+    told = resolve_model_data_config(model)
+    assert (told["input_size"], *told["mean"]) == ((1, side, side), 0.5, 0.5, 0.5)
+    assert (told["crop_pct"], told["crop_mode"]) == (1.0, "squash")
+    # What timm makes of it goes on as its own.
+    classifier.save_pretrained(tmp_path / "again")
+    again = timm.create_model(f"local-dir:{tmp_path / 'again'}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(again(image), classifier(image))
+
+
+@pytest.mark.parametrize(
+    ("preset_name", "architecture", "side"),
+    [
+        ("paper", "sketchfusion_base", 336),
+        ("small", "sketchfusion_small", 256),
+        ("tiny", "sketchfusion_tiny", 128),
+    ],
+)
+def test_folders_say_which_model_of_timm_they_are(
+    preset_name: str, architecture: str, side: int, build: Any, tmp_path: Path
+) -> None:
+    encoder = build()
+    source = preset(preset_name).diffusion.source
+    encoder.config = encoder.config.replace(diffusion__source=source)
+    encoder.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architecture"] == architecture
+    own = timm.get_pretrained_cfg(architecture).to_dict()
+    told = config["pretrained_cfg"]
+    assert told["input_size"] == [3, side, side] == list(own["input_size"])
+    assert all(list(own[k]) == v for k, v in told.items() if isinstance(v, list))
+    assert all(own[k] == v for k, v in told.items() if not isinstance(v, list))
+
+
 @pytest.mark.parametrize(
     ("name", "semantic", "kind"),
     [
@@ -424,7 +485,7 @@ def test_cleandift_from_local_files(
     [
         ({}, True),
         ({"features_only": True}, True),
-        ({"config": "paper"}, True),
+        ({"config": preset("tiny").replace(diffusion__timestep=50)}, True),
         ({"pretrained": True}, False),
         ({"weights": "pretrained"}, False),
         ({"freeze_foundations": False}, False),
@@ -433,10 +494,33 @@ def test_cleandift_from_local_files(
 def test_random_frozen_foundations_are_told(
     options: dict[str, Any], expected: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with torch.device("meta") if "config" in options else nullcontext():
-        timm.create_model(TINY, **options)
+    timm.create_model(TINY, **options)
     told = [text for text in caplog.messages if "foundations are random and frozen" in text]
     assert len(told) == expected
+
+
+def test_foundations_without_values_are_not_called_random(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    with torch.device("meta"):
+        timm.create_model(TINY)
+    # It looks at a model on that device first.
+    smp.Unet(f"tu-{TINY}", encoder_weights=True, classes=2)
+    assert "random and frozen" not in caplog.text
+
+
+@pytest.mark.parametrize("asked", ["hook", "list", "dict", "FX", FeatureListNet])
+def test_other_ways_to_features_are_refused(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("timm_adapters.variants.build_model_with_cfg", None)
+    with pytest.raises(ValueError, match=r"feature_cls must be 'getter'.*Leave feature_cls out"):
+        timm.create_model(TINY, pretrained=True, features_only=True, feature_cls=asked)
+
+
+@pytest.mark.parametrize("asked", ["getter", "Getter", FeatureGetterNet])
+def test_the_one_way_to_features_may_be_named(asked: Any) -> None:
+    backbone = timm.create_model(TINY, features_only=True, feature_cls=asked, out_indices=(1, 3))
+    assert backbone.feature_info.reduction() == [8, 32]
 
 
 def test_where_foundations_are_kept(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
@@ -503,6 +587,24 @@ def test_a_hub_repository_that_timm_pushed_is_a_model(
     image = torch.rand(1, 3, 64, 64) * 2 - 1
     assert torch.equal(again(image), model(image))
     assert "loaded the whole state dict of someone/mine over them." in caplog.text
+
+
+def test_a_hub_repository_of_an_encoder_is_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = SketchFusionEncoder.from_pretrained("sketchfusion/tiny", diffusion__timestep=200)
+    encoder.eval().save_pretrained(tmp_path)
+
+    def fetch(repo_id: str, filename: str, **options: Any) -> str:
+        assert repo_id == "someone/mine"
+        return str(tmp_path / filename)
+
+    for place in ("timm.models._hub", "huggingface_hub"):
+        monkeypatch.setattr(f"{place}.hf_hub_download", fetch)
+    model = timm.create_model("hf-hub:someone/mine", pretrained=True).eval()
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(model.forward_features(image), encoder(image))
 
 
 @pytest.mark.parametrize("adapted", [False, True])

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub.constants import HF_HUB_CACHE
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
+from timm.models._features import FeatureGetterNet
 from timm.models._input import update_model_args
 from torch import nn
 
@@ -22,6 +23,7 @@ from sketchfusion_plugins.adapter_file import (
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, bundled_weights
+from sketchfusion_plugins.timm_entries import TIMM_CFG
 from timm_adapters.sketchfusion import SketchFusion
 
 _logger = logging.getLogger(__name__)
@@ -29,22 +31,14 @@ _logger = logging.getLogger(__name__)
 
 def _cfg(side: int, **changes: Any) -> dict[str, Any]:
     return {
+        **TIMM_CFG,
         "input_size": (3, side, side),
         "pool_size": (side // 8, side // 8),
         "num_classes": 1000,
-        # A sketch's strokes reach its border: nothing is cropped, no bars are added.
-        "crop_pct": 1.0,
-        "crop_mode": "squash",
-        "interpolation": "bicubic",
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
         "first_conv": (
             "encoder.diffusion.vae.encoder.conv_in",
             "encoder.semantic.model.embeddings.patch_embedding",
         ),
-        "classifier": "head.fc",
-        "hf_hub_filename": WEIGHTS_FILE,
-        "custom_load": "hf",
         "paper_ids": "arXiv:2503.14129",
         "paper_name": "SketchFusion: Learning Universal Sketch Features through Fusing "
         "Foundation Models",
@@ -145,6 +139,18 @@ def _find_encoder(model: nn.Module) -> SketchFusionEncoder:
     return next(m for m in model.modules() if isinstance(m, SketchFusionEncoder))
 
 
+def _check_feature_class(variant: str, asked: object) -> None:
+    """Refuse other ways to features, which look for modules that levels are not outputs of."""
+    name = asked.lower() if isinstance(asked, str) else asked
+    if name == "getter" or (isinstance(name, type) and issubclass(name, FeatureGetterNet)):
+        return
+    raise ValueError(
+        f"{variant} gives its levels by forward_intermediates, so feature_cls must be 'getter', "
+        f"which is the default; got {asked!r}. Leave feature_cls out, and choose levels by "
+        "out_indices."
+    )
+
+
 def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     output_stride = kwargs.pop("output_stride", 32)
     if output_stride != 32:
@@ -153,6 +159,7 @@ def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) 
             f"{output_stride}. Of segmentation_models.pytorch take a decoder that needs no "
             "dilation: Unet, FPN or UPerNet, not DeepLabV3, DeepLabV3Plus or PAN."
         )
+    _check_feature_class(variant, kwargs.get("feature_cls", "getter"))
     given = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"))
     exported = _is_exported(given, pretrained)
     # timm takes a file named by the caller for a whole state dict; ours hold adapters, and a check.
@@ -225,8 +232,11 @@ def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) 
     adapters = loaded or f"{_list_trained(model)} fresh{reason}"
     if recorded:
         update_model_args(model, **recorded)
-    config = _find_encoder(model).config
-    if not pretrained and config.weights == "random" and config.freeze_foundations:
+    encoder = _find_encoder(model)
+    config = encoder.config
+    # On the meta device, where segmentation_models.pytorch looks at channels, nothing will train.
+    real = not any(parameter.is_meta for parameter in encoder.parameters())
+    if real and not pretrained and config.weights == "random" and config.freeze_foundations:
         _logger.warning(
             "%s: foundations are random and frozen, so they never learn. Use pretrained=True, load "
             "a whole state dict, or train them from scratch with freeze_foundations=False.",
