@@ -35,10 +35,16 @@ class Split(NamedTuple):
     Attributes:
         source: Name of the data source, without its folder, which differs between machines.
         seed: Seed of the split into a training and a held-out part, at least 0.
+        before: Task, source and seed of every training that its adapters had been through before.
     """
 
     source: str
     seed: int
+    before: tuple[tuple[str, str, int], ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON values, which say nothing of ``before`` where there was nothing."""
+        return {key: value for key, value in self._asdict().items() if value != ()}
 
 
 class CheckpointError(ValueError):
@@ -115,9 +121,14 @@ def read_split(source: str | Path, *, revision: str | None = None) -> Split | No
         return None
     try:
         split = Split(**found)
-    except TypeError:
-        split = Split("", -1)
-    if type(split.source) is not str or type(split.seed) is not int or split.seed < 0:
+        split = split._replace(
+            before=tuple((task, name, seed) for task, name, seed in split.before)
+        )
+        runs = [("", split.source, split.seed), *split.before]
+        sound = all(map(_is_training, runs))
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
         raise CheckpointError(
             f"{path} has an unreadable split, expected the name of a data source and a seed of at "
             f"least 0, got {found!r}."
@@ -208,6 +219,11 @@ def parse_config(path: Path, description: dict[str, Any]) -> EncoderConfig:
             f"{path} has a configuration that this version does not read: {error} It was written "
             f"by version {description.get('sketchfusion_plugins')}."
         ) from error
+
+
+def _is_training(values: tuple[object, ...]) -> bool:
+    task, source, seed = values
+    return type(task) is type(source) is str and type(seed) is int and seed >= 0
 
 
 def _is_numbers(values: object) -> bool:

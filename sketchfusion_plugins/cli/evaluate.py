@@ -70,6 +70,10 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of fresh adapters.")] = 0,
     split_seed: SplitSeedOption = None,
     batch_size: BatchOption = 16,
+    workers: Annotated[
+        int,
+        typer.Option(min=0, help="Processes that load pictures.", rich_help_panel="How it runs"),
+    ] = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     weights: WeightsOption = "pretrained",
@@ -106,19 +110,27 @@ def evaluate(
             identities = {**baseline_identities(config, seed), **identities}
             rungs = baselines(task, fresh_encoder(config, seed))
         loaded = load_task_data(task, data, size or default_size(names[0]), split, limit)
-        for name in names:
-            rungs[name] = partial(open_model, name, task, weights=weights, dtype=dtype, seed=seed)
+        named: dict[str, Builder] = {
+            name: partial(open_model, name, task, weights=weights, dtype=dtype, seed=seed)
+            for name in names
+        }
         report = judge(
             loaded,
-            rungs,
+            # What was asked for comes first: a rung that fails must not cost it.
+            {**named, **{rung: build for rung, build in rungs.items() if rung not in named}},
             about=about,
             identities=identities,
             out=out,
             finished=_print_row,
             device=choose_device(device),
             batch_size=batch_size,
+            workers=workers,
             definition=definitions,
         )
+        # The table rises from the lowest rung, in whichever order its rows were measured.
+        report.rows = {name: report.rows[name] for name in {**rungs, **named, **report.rows}}
+        if out is not None:
+            report.write(out)
     if as_json:
         typer.echo(json.dumps(report.as_json(), indent=1))
         return

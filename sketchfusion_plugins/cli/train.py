@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sketchfusion_plugins.cli.common import JsonOption, SplitSeedOption, Weights, errors_in_one_line
+from sketchfusion_plugins.cli.common import (
+    CacheLimitOption,
+    JsonOption,
+    SplitSeedOption,
+    Weights,
+    errors_in_one_line,
+)
 from sketchfusion_plugins.cli.completion import complete_task, complete_trainable
 
 if TYPE_CHECKING:
@@ -28,13 +34,14 @@ def train(
         ),
     ],
     data: Annotated[
-        str | None, typer.Option(help="openmoji, or NAME:FOLDER such as sketchy:/data/sketchy.")
+        str | None,
+        typer.Option(help="openmoji (the default), or NAME:FOLDER such as sketchy:/data/sketchy."),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
             help="Preset or timm name, or a checkpoint whose injection and aggregation to start "
-            "from; the head is always a new one.",
+            "from; the head is always a new one; default: sketchfusion_tiny.",
             autocompletion=complete_trainable,
         ),
     ] = None,
@@ -45,9 +52,22 @@ def train(
     work_dir: Annotated[
         Path | None, typer.Option(help="Folder for checkpoints and logs; default: runs/TASK.")
     ] = None,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Steps of training.")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Steps of training; default: the config's, 400.")
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Pictures or pairs per step and process.")
+        int | None,
+        typer.Option(
+            min=1, help="Pictures or pairs per step and process; default: the config's, 16."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that load pictures, for training and for judging; default: the "
+            "config's, 0.",
+        ),
     ] = None,
     size: Annotated[
         int | None,
@@ -59,7 +79,9 @@ def train(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use fewer data, for a quick look.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the training.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the training; default: 0.")
+    ] = None,
     split_seed: SplitSeedOption = None,
     resume: Annotated[
         bool, typer.Option(help="Go on from the work directory's last checkpoint.")
@@ -75,7 +97,10 @@ def train(
     ] = "none",
     augment: Annotated[
         bool | None,
-        typer.Option(help="Warp pictures anew at every visit; default: the config's, yes."),
+        typer.Option(
+            help="Warp pictures anew at every visit; default: the config's, yes. The sources "
+            "folders and psc6k are not warped."
+        ),
     ] = None,
     cache: Annotated[
         Path | None,
@@ -84,6 +109,7 @@ def train(
             "them; with --no-augment, since other pixels are other pictures."
         ),
     ] = None,
+    cache_limit: CacheLimitOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE of the config, such as judge.batch_size=8."),
@@ -97,6 +123,8 @@ def train(
     Example: sketchfusion train correspondence --model tiny --iterations 200
     """
     options = _parse(settings or [])
+    if cache_limit is not None and cache is None:
+        raise typer.BadParameter("bounds --cache; give both.", param_hint="--cache-limit")
     if resume and overwrite:
         raise typer.BadParameter("contradicts --resume; give one.", param_hint="--overwrite")
     with errors_in_one_line(), redirect_stdout(sys.stderr):
@@ -112,12 +140,15 @@ def train(
             "data.source": data,
             "augment": augment,
             "encoder.cache.folder": None if cache is None else str(cache),
+            "encoder.cache.limit": None if cache_limit is None else cache_limit * 2**30,
             "data.size": size,
             "data.limit": limit,
             "data.seed": split_seed,
             "randomness.seed": seed,
             "train_cfg.max_iters": iterations,
             "train_dataloader.batch_size": batch_size,
+            "train_dataloader.num_workers": workers,
+            "judge.workers": workers,
         }
         config.merge_from_dict({key: value for key, value in given.items() if value is not None})
         config.work_dir = str(work_dir or config.get("work_dir") or Path("runs") / config.task.name)

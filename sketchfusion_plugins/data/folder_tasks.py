@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Subset
 
 from sketchfusion_plugins.data import zero_shot
-from sketchfusion_plugins.data.pictures import Picture, PictureDataset, by_concept_split, seed_of
+from sketchfusion_plugins.data.pictures import (
+    Picture,
+    PictureDataset,
+    by_concept_split,
+    scan,
+    seed_of,
+    some_of,
+)
 from sketchfusion_plugins.data.psc6k import (
     CorrespondenceDataset,
     KeyPointPair,
@@ -27,7 +31,12 @@ from sketchfusion_plugins.data.psc6k import (
     load_psc6k,
 )
 from sketchfusion_plugins.data.quickdraw import QuickDraw
-from sketchfusion_plugins.data.segmentation_pairs import SketchSegmentation, read_classes
+from sketchfusion_plugins.data.row_split import held_out_rows, places, present
+from sketchfusion_plugins.data.segmentation_pairs import (
+    HOW_TO_GET,
+    SketchSegmentation,
+    read_classes,
+)
 from sketchfusion_plugins.data.sketchy import load_sketchy
 from sketchfusion_plugins.data.strokes import StrokeStyle
 from sketchfusion_plugins.data.task_data import SketchPhotoPairs, TaskData
@@ -38,7 +47,6 @@ from sketchfusion_plugins.metrics.retrieval import PROTOCOLS
 from sketchfusion_plugins.problems import Problems
 
 HELD_OUT = 0.3
-GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 # Visits of a concept that see warps of their own before they repeat.
 REPEATS = 64
 VARIATION = {"stroke_dropout": 0.05, "perturbation": 0.3}
@@ -73,7 +81,8 @@ def recognition(
 ) -> TaskData:
     """Sketches of known classes; a part of each class is held out.
 
-    Which part follows from the file's name; sketches of one photo stay together.
+    Which part follows from the file's name; sketches of one photo stay together. A warning tells
+    which classes lie in one part alone.
     """
     pictures = _first(load(_folder(source))[0], limit)
     train: list[Picture] = []
@@ -82,6 +91,14 @@ def recognition(
         name = picture.instance or picture.path.name
         share = seed_of(seed, picture.category, name) / 2**63
         (test if share < HELD_OUT else train).append(picture)
+    for part, kept in (("train", train), ("test", test)):
+        if not kept:
+            raise ValueError(
+                f"{_folder(source)} has no sketch for the part {part!r} of recognition: a hash of "
+                f"names holds out {HELD_OUT:.0%}, and of {len(pictures)} it leaves none there. Add "
+                "sketches, raise the limit, or take another seed of the split."
+            )
+    _tell_one_sided(source, (p.category for p in train), (p.category for p in test))
     names = sorted({picture.category for picture in pictures})
     plain = partial(to_tensor, size=size)
     return TaskData(
@@ -136,8 +153,7 @@ def retrieval(
                 f"{_folder(source)} has {len(names)} with sketches and photos."
             )
         # By class and of the very photo the same is held out, wherever both can be searched.
-        held_out = (1 if len(names) < 4 else 2) / len(names)
-        seen, unseen = by_concept_split(names, max(HELD_OUT, held_out), seed)
+        seen, unseen = by_concept_split(names, HELD_OUT, seed)
         for part in (seen, unseen):
             if not any(sketch.category in part for sketch in sketches):
                 raise FileNotFoundError(
@@ -196,7 +212,8 @@ def quickdraw_recognition(source: str, size: int, seed: int, limit: int | None) 
     """Quick, Draw! in any of its layouts; a part of each class is held out.
 
     Which part follows from a drawing's row among those of its class that can be read, whatever the
-    limit and the classes. Others are left out with a warning.
+    limit and the classes. Others are left out with a warning; another tells which classes lie in
+    one part alone.
     """
     transform = partial(to_tensor, size=size)
     problems = Problems()
@@ -207,9 +224,10 @@ def quickdraw_recognition(source: str, size: int, seed: int, limit: int | None) 
             f"{problems.first}",
             stacklevel=2,
         )
-    held_out = _held_out_rows(seed, plain.categories, plain.drawings.labels)
-    train, test = _places(~held_out), _places(held_out)
-    return TaskData(
+    labels = plain.drawings.labels
+    held_out = held_out_rows(seed, plain.categories, labels, HELD_OUT)
+    train, test = places(~held_out), places(held_out)
+    data = TaskData(
         "recognition",
         source,
         size,
@@ -219,10 +237,16 @@ def quickdraw_recognition(source: str, size: int, seed: int, limit: int | None) 
         categories=plain.categories,
         measures=("Acc@1", "Acc@5"),
     )
+    parts = (present(plain.categories, labels[part]) for part in (~held_out, held_out))
+    _tell_one_sided(source, *parts)
+    return data
 
 
 def psc6k(protocol: Protocol, source: str, size: int, seed: int, limit: int | None) -> TaskData:
-    """PSC6K; its annotations lie beside Sketchy's folders ``photo`` and ``sketch``."""
+    """PSC6K; its annotations lie beside Sketchy's folders ``photo`` and ``sketch``.
+
+    Nothing is warped for training: what is fitted and what is trained on are the same.
+    """
     folder = _folder(source)
     names = ("test_pairs_ps.csv", "test_pairs_st.csv")
     found = [folder / name for name in names if (folder / name).is_file()]
@@ -249,12 +273,29 @@ def query_segmentation(source: str, size: int, seed: int, limit: int | None) -> 
     """Photos with masks; categories are split, since a sketch should find what is new.
 
     A photo that holds a held-out category is judged and never trained on, whatever else it holds:
-    else training would see what is to be found, and call it background.
+    else training would see what is to be found, and call it background. Categories that nobody
+    sketched are background too, with a warning.
+
+    Nothing is warped for training, which sees the same photos with `REPEATS` choices of sketches.
     """
     folder = _folder(source)
-    seen, unseen = by_concept_split(read_classes(folder / "classes.json"), HELD_OUT, seed)
-
-    data = SketchSegmentation(folder, size, seed=seed, limit=limit)
+    classes = read_classes(folder / "classes.json")
+    drawn = {sketch.category for sketch in scan(folder / "sketches", HOW_TO_GET)}
+    sketched = sorted(drawn.intersection(classes))
+    if len(sketched) < 2:
+        raise FileNotFoundError(
+            "query segmentation needs sketches of two categories of classes.json, one of them to "
+            f"hold out; {folder / 'sketches'} has {', '.join(sketched) or 'none'}, of "
+            f"{some_of(classes)}. {HOW_TO_GET}"
+        )
+    if len(sketched) < len(classes):
+        warnings.warn(
+            f"{folder / 'sketches'} has no sketch of {some_of(set(classes) - drawn)}, which are "
+            "background where masks name them. Add sketches to ask for them.",
+            stacklevel=2,
+        )
+    seen, unseen = by_concept_split(sketched, HELD_OUT, seed)
+    data = SketchSegmentation(folder, size, sketched, seed=seed, limit=limit)
     return TaskData(
         "query_segmentation",
         source,
@@ -280,34 +321,19 @@ def _first(items: list[Item], limit: int | None) -> list[Item]:
     return kept
 
 
-def _held_out_rows(
-    seed: int, categories: Sequence[str], labels: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Whether each drawing ``[N]`` is held out, by the name of its class and its row there."""
-    counts = np.bincount(labels, minlength=len(categories)).tolist()
-    named = zip(categories, counts, strict=True)
-    held_out = np.empty(len(labels), dtype=bool)
-    held_out[np.argsort(labels, kind="stable")] = np.concatenate(
-        [_shares(seed_of(seed, name), count) < HELD_OUT for name, count in named]
-    )
-    return held_out
-
-
-def _shares(seed: int, count: int) -> NDArray[np.float64]:
-    """The first ``count`` numbers of SplitMix64, in 0..1: a hash that millions of rows can afford.
-
-    Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
-    """
-    mixed = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN_GAMMA)
-    mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    shares: NDArray[np.float64] = (mixed ^ mixed >> np.uint64(31)) / 2.0**64
-    return shares
-
-
-def _places(chosen: NDArray[np.bool_]) -> array[int]:
-    """Where it is true, in 8 bytes each; a list of as many integers takes five times as much."""
-    return array("q", np.flatnonzero(chosen).astype(np.int64).tobytes())
+def _tell_one_sided(source: str, trained: Iterable[str], judged: Iterable[str]) -> None:
+    """Warn of classes that are judged and not trained on, and of the reverse."""
+    training, test = set(trained), set(judged)
+    for names, lacking, but in (
+        (test - training, "to train on", "judged"),
+        (training - test, "to judge", "trained on"),
+    ):
+        if names:
+            warnings.warn(
+                f"{_folder(source)} has no sketch {lacking} of {some_of(names)}, which are "
+                f"{but} all the same. Add sketches, or raise the limit.",
+                stacklevel=3,
+            )
 
 
 def _folder(source: str) -> Path:

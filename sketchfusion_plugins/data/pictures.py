@@ -16,12 +16,17 @@ import torch
 from torch.utils.data import Dataset
 
 from sketchfusion_plugins.images import open_image, to_tensor
+from sketchfusion_plugins.problems import skipping
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+# What counts as a picture in a folder; commands that are given folders look for the same.
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 NO_INSTANCE = -1
+# Names on either side of a split, wherever there are enough: among pictures of one class every
+# ranking is perfect.
+FEWEST = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class PictureDataset(Dataset[dict[str, Any]]):
 
     Raises:
         ValueError: No pictures, repeated categories, a picture of a category that is not among
-            them, or one that lies outside ``root``.
+            them, or one that lies outside ``root``. Reading a sample: ``transform`` refuses it.
     """
 
     def __init__(
@@ -90,8 +95,12 @@ class PictureDataset(Dataset[dict[str, Any]]):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self.pictures[index].path
+        # What the transform refuses is told with the file.
+        with skipping(None, path):
+            image = self.transform(open_image(path))
         return {
-            "image": self.transform(open_image(self.pictures[index].path)),
+            "image": image,
             "label": int(self.labels[index]),
             "instance": int(self.instances[index]),
             "key": self.keys[index],
@@ -126,10 +135,17 @@ def by_concept_split(
 ) -> tuple[list[str], list[str]]:
     """Split names, not pictures, so that what is held out was never seen in any form.
 
+    A name is held out if its own hash, scaled to 0..1, is below ``held_out_fraction``, whatever the
+    other names are. In any case the two names of smallest hash are held out and the two of largest
+    hash are trained on; of two or three names one is held out.
+
+    So data may grow: where more than two names are trained on, none of them is held out when names
+    are added. Where there are two, they may have been left so that there are two, and either can be
+    held out later.
+
     Args:
         names: Categories or concepts, in any order; repeated ones count once.
-        held_out_fraction: Share of the names to hold out, between 0 and 1; at least one name ends
-            up on either side.
+        held_out_fraction: Chance of a name to be held out, between 0 and 1.
         seed: Another seed, another split.
 
     Returns:
@@ -144,9 +160,18 @@ def by_concept_split(
             "expected at least two names and a held-out fraction between 0 and 1, got "
             f"{len(distinct)} and {held_out_fraction}."
         )
-    count = min(max(1, round(held_out_fraction * len(distinct))), len(distinct) - 1)
-    held_out = set(sorted(distinct, key=lambda name: seed_of(seed, name))[:count])
+    shares = {name: seed_of(seed, name) / 2**63 for name in distinct}
+    below = sum(share < held_out_fraction for share in shares.values())
+    count = max(1, min(max(FEWEST, below), len(distinct) - FEWEST))
+    held_out = set(sorted(distinct, key=shares.__getitem__)[:count])
     return [name for name in distinct if name not in held_out], sorted(held_out)
+
+
+def some_of(names: Iterable[str], most: int = 10) -> str:
+    """Names for a message, sorted; of many the first ones and how many more there are."""
+    every = sorted(names)
+    more = [f"{len(every) - most} more"] if len(every) > most else []
+    return ", ".join([*every[:most], *more])
 
 
 def label_names(present: Iterable[str], names: Sequence[str] | None) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sketchfusion_plugins.data.compact_strokes import read_compact
+from sketchfusion_plugins.data.pictures import some_of
+from sketchfusion_plugins.data.row_split import present
 from sketchfusion_plugins.data.strokes import Strokes
 from sketchfusion_plugins.data.tables import read_rows, row_number
 from sketchfusion_plugins.problems import Problems, skipping
@@ -69,6 +72,7 @@ class NdjsonDrawings:
                 starts.append(np.fromiter(found, dtype=np.int64))
         self.labels = np.repeat(np.arange(len(starts)), [len(offsets) for offsets in starts])
         self.offsets = np.concatenate(starts)
+        _tell_empty(root, self.categories, self.labels)
 
     def read(self, index: int) -> tuple[str, Strokes]:
         """``"category/key_id"``, and the drawing.
@@ -110,6 +114,7 @@ class BitmapDrawings:
         counts = [len(self._bitmaps(name)[: choice.limit]) for name in self.categories]
         self.labels = np.repeat(np.arange(len(counts)), counts)
         self.rows = np.concatenate([np.empty(0, np.int64), *(np.arange(n) for n in counts)])
+        _tell_empty(root, self.categories, self.labels)
 
     def read(self, index: int) -> tuple[str, NDArray[np.uint8]]:
         """``"category/row"``, and the drawing ``[28, 28]``, black on white."""
@@ -189,6 +194,7 @@ class CompactDrawings:
                 self.keys.append(f"{name}/{row['key_id']}")
         self.labels = np.array(labels, dtype=np.int64)
         self.indices = np.array(indices, dtype=np.int64)
+        _tell_empty(root, self.categories, self.labels)
 
     def read(self, index: int) -> tuple[str, Strokes]:
         """``"category/key_id"``, and the drawing.
@@ -200,9 +206,10 @@ class CompactDrawings:
 
 
 def _files(root: Path, suffix: str, kind: str, choice: Choice) -> dict[str, Path]:
-    """Files by category, sorted."""
+    """Files by category, sorted; hidden files are passed over."""
     files: dict[str, Path] = {}
-    for path in sorted(root.glob(f"*.{suffix}")):
+    # macOS packs a hidden ._cat.ndjson beside every file of an archive.
+    for path in sorted(root.glob(f"[!.]*.{suffix}")):
         name = PREFIX.sub("", path.stem)
         if name in files:
             raise ValueError(f"{files[name]} and {path} both hold {name!r}. Keep one of them.")
@@ -217,6 +224,17 @@ def _files(root: Path, suffix: str, kind: str, choice: Choice) -> dict[str, Path
         if name not in files:
             raise FileNotFoundError(f"{root / name}.{suffix} is missing. {advice}")
     return {name: files[name] for name in sorted(choice.categories or files)}
+
+
+def _tell_empty(root: Path, categories: Sequence[str], labels: NDArray[np.int64]) -> None:
+    """Warn of categories without a drawing; where all are, no data set is made."""
+    empty = set(categories) - present(categories, labels)
+    if empty and len(labels):
+        warnings.warn(
+            f"{root} has no drawing that is asked for and can be read of {some_of(empty)}, and "
+            "they stay among the categories. Fetch their files anew, or leave them out.",
+            stacklevel=4,
+        )
 
 
 def _refuse_split(root: Path, choice: Choice) -> None:

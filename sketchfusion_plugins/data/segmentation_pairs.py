@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +28,10 @@ from torch.utils.data import Dataset
 from sketchfusion_plugins.data.layout import IGNORED
 from sketchfusion_plugins.data.pictures import SUFFIXES, label_names, scan, seed_of
 from sketchfusion_plugins.images import FORMATS, open_image, to_tensor
+from sketchfusion_plugins.problems import skipping
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 HOW_TO_GET = (
     'A segmentation data set holds classes.json ({"cat": 1, ...}), photos/<name>.jpg, '
@@ -43,6 +48,9 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
     in the photo's padding; ``label``, the category's index; ``key``,
     ``"<photo> <category>/<sketch>"``. The sketch follows from ``seed`` and the index.
 
+    A photo is not asked for a category that resizing leaves no pixel of; a warning tells how many
+    queries are left out so.
+
     Args:
         root: Folder of the layout above.
         size: Side S that pictures are resized to.
@@ -50,13 +58,15 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
             ``classes.json``, sorted. Give fewer for a zero-shot split.
         seed: Another seed, other sketches.
         repeats: Times that every photo is asked for every category, each with its own sketch.
-        limit: Photos per category, the first ones; the masks of others are not read.
+        limit: Photos per category, the first that can be asked for it; the masks of others are not
+            read.
         progress: Show a progress bar while masks are read, when standard error is a terminal.
 
     Raises:
         FileNotFoundError: A file or folder is missing, or a category has no sketch.
         ValueError: ``classes.json``, a mask or an argument is not as expected, two photos are of
-            one stem, or no photo holds any of the categories.
+            one stem, or no photo holds any of the categories. Reading a sample: a picture is
+            too long for its size.
     """
 
     def __init__(
@@ -95,18 +105,26 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
             )
         self.queries: list[tuple[Path, str]] = []
         self.held: dict[Path, frozenset[str]] = {}
+        self.vanished: list[tuple[Path, str]] = []
         wanted = dict.fromkeys(self.categories, math.inf if limit is None else limit)
         disable = None if progress else True
         for photo in tqdm(_photos(self.root / "photos"), desc="masks", disable=disable):
-            present = set(np.unique(read_mask(self._mask_path(photo), self.values)).tolist())
-            self.held[photo] = frozenset(n for n, value in self.values.items() if value in present)
-            for name in [name for name in wanted if name in self.held[photo]]:
+            mask = read_mask(self._mask_path(photo), self.values)
+            # What is small counts: a photo that holds it in truth must not train on it.
+            self.held[photo] = self._shown(mask)
+            asked = [name for name in wanted if name in self.held[photo]]
+            left = self._shown(self._padded(mask)) if asked else frozenset()
+            for name in asked:
+                if name not in left:
+                    self.vanished.append((photo, name))
+                    continue
                 self.queries.append((photo, name))
                 wanted[name] -= 1
-            wanted = {name: left for name, left in wanted.items() if left}
+            wanted = {name: count for name, count in wanted.items() if count}
             if not wanted:
                 break
         self._label()
+        self._tell_vanished()
 
     def only(
         self, categories: Sequence[str], repeats: int = 1, without: Sequence[str] = ()
@@ -143,11 +161,25 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
 
     def _label(self) -> None:
         if not self.queries:
+            lost = any(name in self.sketches for _, name in self.vanished)
+            seen = f" of which {self.size} px leave a pixel; take a larger size" if lost else ""
             raise ValueError(
-                f"no photo in {self.root / 'photos'} holds any of {', '.join(self.categories)}."
+                f"no photo in {self.root / 'photos'} holds any of {', '.join(self.categories)}"
+                f"{seen}."
             )
         labels = [self.categories.index(name) for _, name in self.queries]
         self.labels = torch.tensor(labels * self.repeats)
+
+    def _tell_vanished(self) -> None:
+        if not self.vanished:
+            return
+        photo, name = self.vanished[0]
+        warnings.warn(
+            f"{len(self.vanished)} of {len(self.vanished) + len(self.queries)} queries are left "
+            f"out: resized to {self.size} px, the mask has no pixel of what is asked for (the "
+            f"first: {name} in {photo}). A larger size keeps more.",
+            stacklevel=3,
+        )
 
     def __len__(self) -> int:
         return len(self.queries) * self.repeats
@@ -163,10 +195,10 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
                 f"{self._mask_path(photo)} is {labelled.shape[1]} x {labelled.shape[0]}, expected "
                 f"{picture.width} x {picture.height} like {photo} (after its EXIF rotation)."
             )
-        padded, mask = to_tensor(picture, self.size), self._padded(labelled)
+        mask = torch.from_numpy(self._padded(labelled))
         return {
-            "sketch": to_tensor(open_image(sketch), self.size),
-            "photo": padded,
+            "sketch": self._read(sketch, open_image(sketch)),
+            "photo": self._read(photo, picture),
             "mask": mask == self.values[name],
             "valid": mask != IGNORED,
             "label": int(self.labels[item]),
@@ -176,13 +208,25 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
     def _mask_path(self, photo: Path) -> Path:
         return self.root / "masks" / f"{photo.stem}.png"
 
-    def _padded(self, mask: NDArray[np.uint8]) -> Tensor:
+    def _read(self, path: Path, picture: Image.Image) -> Tensor:
+        # What cannot be resized is told with its file.
+        with skipping(None, path):
+            return to_tensor(picture, self.size)
+
+    def _shown(self, mask: NDArray[np.uint8]) -> frozenset[str]:
+        """Categories that a mask ``[H, W]`` has pixels of."""
+        present = set(np.unique(mask).tolist())
+        return frozenset(name for name, value in self.values.items() if value in present)
+
+    def _padded(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A mask ``[H, W]`` as it lies in the sample, ``[S, S]``."""
         from PIL import Image, ImageOps
 
+        if round(self.size * min(mask.shape) / max(mask.shape)) < 1:
+            # Nothing of a photo so long is left; Pillow refuses to resize it.
+            return np.full((self.size, self.size), IGNORED, np.uint8)
         side, nearest = (self.size, self.size), Image.Resampling.NEAREST
-        return torch.from_numpy(
-            np.array(ImageOps.pad(Image.fromarray(mask), side, nearest, color=IGNORED))
-        )
+        return np.array(ImageOps.pad(Image.fromarray(mask), side, nearest, color=IGNORED))
 
 
 def read_classes(path: Path) -> dict[str, int]:

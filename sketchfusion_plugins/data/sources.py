@@ -1,7 +1,9 @@
 """Where the tasks' data comes from, by name.
 
 A source is ``"openmoji"``, which needs no download, or ``"name:folder"``; ``SOURCES`` lists them by
-task. The layout of every folder is in the module of its data set.
+task. The layout of every folder is in the module of its data set. Other data in that layout are
+``"name@label:folder"``, with a label of one's own: models remember by name and label what they were
+trained on, and are not judged on what another split or task of the same data trained on.
 
 Fine-grained retrieval asks for the very photo: ``sketchy-fine`` and ``paired-fine`` search those of
 all held-out classes, ``sketchy-fine-category`` those of the sketch's own class, which is easier.
@@ -87,7 +89,7 @@ def find_loader(task: str, source: str) -> Loader:
     Raises:
         ValueError: Unknown task or source, or a source without data for the task.
     """
-    name, folder = source_name(source), source.partition(":")[2]
+    (name, _, label), folder = source_name(source).partition("@"), source.partition(":")[2]
     if task not in SOURCES:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(SOURCES)}.")
     if name not in SOURCES[task]:
@@ -96,14 +98,17 @@ def find_loader(task: str, source: str) -> Loader:
             "its folder after a colon (all but openmoji), such as "
             f"'{next(known for known in SOURCES[task] if known != 'openmoji')}:/data'."
         )
-    if (name == "openmoji") == bool(folder):
+    if (name == "openmoji") == bool(folder) or (label and not folder):
         raise ValueError(
-            f"expected 'openmoji' or a name with its folder, such as 'sketchy:/data/sketchy', got "
-            f"{source!r}."
+            f"expected 'openmoji' or a name with its folder, such as 'sketchy:/data/sketchy' or "
+            f"'tuberlin@mine:/data/mine', got {source!r}."
         )
     return SOURCES[task][name]
 
 
 def source_name(source: str) -> str:
-    """Name of a source without its folder: ``"sketchy:/data/sketchy"`` is ``"sketchy"``."""
+    """Name of a source, with its label if it has one, without its folder.
+
+    ``"sketchy:/data/sketchy"`` is ``"sketchy"``, ``"tuberlin@mine:/data"`` ``"tuberlin@mine"``.
+    """
     return source.partition(":")[0]

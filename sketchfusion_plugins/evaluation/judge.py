@@ -103,7 +103,20 @@ class Judge:
             model.train(mode).to(home)
 
     def _recognition(self, model: Task | Features) -> Row:
-        logits, labels = [], []
+        score = self._classifier(model)
+        right: dict[str, list[Tensor]] = {"Acc@1": [], "Acc@5": []}
+        for batch in self._batches(self.data.test, "recognising"):
+            scores, truth = score(batch["image"]).cpu(), batch["label"].cpu()
+            for name, k in (("Acc@1", 1), ("Acc@5", 5)):
+                right[name].append(top_k_correct(scores, truth, min(k, scores.shape[1])))
+        return {name: Measured.of(torch.cat(parts)) for name, parts in right.items()}
+
+    def _classifier(self, model: Task | Features) -> Callable[[Tensor], Tensor]:
+        """Images ``[B, 3, H, W]`` to scores ``[B, classes]``: the task, or a fitted probe.
+
+        Of a large test part neither descriptors nor scores fit into memory, so that it is asked
+        batch by batch.
+        """
         if isinstance(model, Task):
             known = getattr(model, "classes", self.classes)
             if tuple(known) != self.classes:
@@ -113,21 +126,13 @@ class Judge:
                     "labels go by their order. Judge it on the data that it was trained for, with "
                     "the same limit."
                 )
-            for batch in self._batches(self.data.test, "recognising"):
-                logits.append(model(batch["image"]).cpu())
-                labels.append(batch["label"].cpu())
-            scores, truth = torch.cat(logits), torch.cat(labels)
-        else:
-            if self.probed is None:
-                raise ValueError("these data have no part to fit a probe on.")
-            train, train_labels = self._descriptors(model, self.probed, "label")
-            test, truth = self._descriptors(model, self.data.test, "label")
-            ridge = RidgeClassifier.fit(train.numpy(), train_labels.numpy(), len(self.classes))
-            scores = torch.from_numpy(ridge.scores(test.numpy()))
-        return {
-            name: Measured.of(top_k_correct(scores, truth, min(k, scores.shape[1])))
-            for name, k in (("Acc@1", 1), ("Acc@5", 5))
-        }
+            return model
+        if self.probed is None:
+            raise ValueError("these data have no part to fit a probe on.")
+        descriptors, labels = self._descriptors(model, self.probed, "label")
+        ridge = RidgeClassifier.fit(descriptors.numpy(), labels.numpy(), len(self.classes))
+        describe = model.describe
+        return lambda images: torch.from_numpy(ridge.scores(describe(images).float().cpu().numpy()))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -239,12 +244,18 @@ class Judge:
     ) -> tuple[Tensor, ...]:
         """Descriptors ``[N, D]``, and labels of each name ``[N]``."""
         describe = model if isinstance(model, Task) else model.describe
-        found = []
+        count, end = len(data), 0  # type: ignore[arg-type]
+        found: tuple[Tensor, ...] = ()
         for batch in self._batches(data, "describing"):
             made = (describe(batch["image"]).float(), *(batch[name] for name in labels))
-            # A gallery's descriptors can be larger than a GPU's memory.
-            found.append([part.cpu() for part in made])
-        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+            if not found:
+                # Not on the GPU, whose memory a gallery can exceed, and in place: a list of batches
+                # would be there twice while it is joined.
+                found = tuple(part.new_empty(count, *part.shape[1:], device="cpu") for part in made)
+            begin, end = end, end + len(made[0])
+            for kept, part in zip(found, made, strict=True):
+                kept[begin:end] = part
+        return found
 
     def _batches(self, data: Samples, what: str) -> Iterator[dict[str, Any]]:
         from tqdm import tqdm

@@ -44,7 +44,8 @@ class RidgeClassifier:
         found = np.unique(labels)
         if len(found) < 2:
             raise ValueError(f"expected items of at least two classes, got labels {found}.")
-        scaler = StandardScaler()
+        # The conversion has made a copy, which a large part cannot afford a second time.
+        scaler = StandardScaler(copy=False)
         standardised = scaler.fit_transform(descriptors.astype(np.float64))
         ridge = RidgeClassifierCV(np.logspace(0, 5, 11)).fit(standardised, labels)
         rows, offsets = np.atleast_2d(ridge.coef_), np.atleast_1d(ridge.intercept_)

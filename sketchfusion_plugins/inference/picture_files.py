@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sketchfusion_plugins.data.pictures import SUFFIXES
 from sketchfusion_plugins.files import replacing
 from sketchfusion_plugins.images import open_image, to_tensor
 from sketchfusion_plugins.problems import Problems, skipping
 
 # Threads that read; each may hold a decoded picture of up to half a gigabyte.
 READERS = 4
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
 def list_pictures(inputs: Sequence[str | Path], problems: Problems | None = None) -> list[Path]:

@@ -15,14 +15,30 @@ HELD_OUT_ALIKE = (
     frozenset(("retrieval", name) for name in ("sketchy", "sketchy-fine", "sketchy-fine-category")),
     frozenset((task, "openmoji") for task in SOURCES),
 )
+# PSC6K annotates Sketchy's pictures, of classes too that zero-shot retrieval holds out.
+PART_OF = {"psc6k": "sketchy"}
+
+
+def trained_on(model: str) -> tuple[tuple[str, str, int], ...]:
+    """Task, source and seed of every training that a model has been through, as far as it knows.
+
+    Raises:
+        CheckpointError: A checkpoint is damaged.
+        OSError: There is none.
+    """
+    split = read_split(model) if is_checkpoint(model) else None
+    if split is None:
+        return ()
+    task, _ = read_task(model) or ("", {})
+    return tuple(dict.fromkeys([*split.before, (task, split.source, split.seed)]))
 
 
 def split_seed(models: Sequence[str], task: str, source: str, asked: int | None = None) -> int:
     """Seed of a split that holds out nothing that models were trained on.
 
     Args:
-        models: Names of models; checkpoints of tasks remember the split that they were trained on.
-            It counts where it is of the same data set.
+        models: Names of models; checkpoints of tasks remember the splits that they, and those that
+            they started from, were trained on. They count where they are of the same data set.
         task: Task to judge or to train.
         source: Its data source, with its folder.
         asked: The seed that is wanted; None for the models', or 0 where they remember none.
@@ -38,36 +54,45 @@ def split_seed(models: Sequence[str], task: str, source: str, asked: int | None 
     alike = _alike(task, name)
     seeds, others = {}, []
     for model in models:
-        split = read_split(model) if is_checkpoint(model) else None
-        if split is None or _data_set(split.source) != _data_set(name):
-            continue
-        trained, _ = read_task(model) or ("", {})
-        if (trained, split.source) in alike:
-            seeds[model] = split.seed
-        else:
-            others.append(f"{model} on {trained} of {split.source}")
+        for trained, data, seed in trained_on(model):
+            if _data_set(data) != _data_set(name):
+                continue
+            if (trained, _kind(data)) in alike:
+                seeds[seed] = model
+            else:
+                others.append(f"{model} on {trained} of {data}")
+    hint = f" Other data in the layout of {_kind(name)} take a label: {_kind(name)}@LABEL:FOLDER."
+    if name == "openmoji":
+        hint = ""
     if others:
         expected = ", ".join(f"{task} of {name}" for task, name in sorted(alike))
         raise ValueError(
             f"trained on part of what {task} of {name} holds out: {', '.join(others)}. Expected "
-            f"models of {expected}, or of other data. Name such models, or train one anew."
+            f"models of {expected}, or of other data. Name such models, or train one anew.{hint}"
         )
-    if len({*seeds.values(), asked} - {None}) > 1:
-        trained_on = ", ".join(f"{model} on that of seed {seed}" for model, seed in seeds.items())
+    if len({*seeds, asked} - {None}) > 1:
+        known = ", ".join(f"{model} on that of seed {seed}" for seed, model in seeds.items())
         wanted = "different splits" if asked is None else f"another split than that of seed {asked}"
         raise ValueError(
-            f"trained on {wanted} of {name}: {trained_on}. What one split holds out, another "
-            "trains on. Leave --split-seed out, and name models of one split alone."
+            f"trained on {wanted} of {name}: {known}. What one split holds out, another "
+            f"trains on. Leave --split-seed out, and name models of one split alone.{hint}"
         )
-    return next(iter(seeds.values()), 0 if asked is None else asked)
+    return next(iter(seeds), 0 if asked is None else asked)
 
 
 def _alike(task: str, name: str) -> frozenset[tuple[str, str]]:
     """What holds out the same as a task's source, itself included."""
-    own = (task, name)
+    own = (task, _kind(name))
     return next((group for group in HELD_OUT_ALIKE if own in group), frozenset({own}))
 
 
-def _data_set(name: str) -> str:
-    """Sources of one data set share what comes before a dash: other protocols on it."""
-    return name.partition("-")[0]
+def _kind(name: str) -> str:
+    """Name of a source without its label."""
+    return name.partition("@")[0]
+
+
+def _data_set(name: str) -> tuple[str, str]:
+    """What sources of one data set share: what comes before a dash, and the label."""
+    kind, _, label = name.partition("@")
+    start = kind.partition("-")[0]
+    return PART_OF.get(start, start), label

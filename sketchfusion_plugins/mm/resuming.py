@@ -7,6 +7,7 @@ is without effect, and a schedule that has run down stays at its end. Other data
 from __future__ import annotations
 
 import ast
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
+from sketchfusion_plugins.data.sources import source_name
+from sketchfusion_plugins.data.task_data import TaskData
 from sketchfusion_plugins.mm.safe_loading import (
     POINTER,
     last_checkpoint,
@@ -23,15 +26,20 @@ from sketchfusion_plugins.mm.safe_loading import (
 
 # What a resumed run has in common with the run that it resumes; parts of the config by their start.
 KEPT = (
+    "augment",
     "data.",
+    "encoder.changes.",
     "optim_wrapper.",
     "param_scheduler.",
     "randomness.seed",
+    "task.",
     "train_cfg.max_epochs",
     "train_cfg.max_iters",
 )
-# A config may leave it out, and ones that older versions wrote do not.
-DEFAULTS = {"data.seed": 0}
+# A config may leave them out, and ones that older versions wrote do not.
+DEFAULTS = {"augment": True, "data.seed": 0}
+# Where a run's config keeps what its data came to.
+FOUND = "data_found"
 
 
 def find_start(config: Config) -> tuple[str | None, bool]:
@@ -51,6 +59,29 @@ def find_start(config: Config) -> tuple[str | None, bool]:
     if resume and Path(start).is_file():
         _refuse_changes(config, Path(start))
     return start, resume
+
+
+def describe_data(data: TaskData) -> dict[str, Any]:
+    """What tells data from others, wherever they lie: items to train on, a sum of the labels."""
+    names = "\n".join(data.categories).encode()
+    items = 0 if data.train is None else len(data.train)  # type: ignore[arg-type]
+    return {"items": items, "categories": f"{zlib.crc32(names):08x}"}
+
+
+def refuse_other_data(config: Config, checkpoint: Path) -> None:
+    """Refuse to resume on data that have come to something else than those of the run.
+
+    Raises:
+        ValueError: They have other labels, or other numbers of items.
+    """
+    had, asked = (values.get(FOUND) for values in (_read_meta(checkpoint) or {}, config))
+    if had and asked and had != dict(asked):
+        raise ValueError(
+            f"{checkpoint} cannot be resumed: {config.data.source} has {asked['items']} items to "
+            f"train on, of categories {asked['categories']} (a sum of their names); those of the "
+            f"run were {had['items']}, of {had['categories']}. Put the data back as they were, or "
+            "start a new run in another --work-dir."
+        )
 
 
 class ReplaceRunHook(Hook):  # type: ignore[misc]
@@ -74,12 +105,15 @@ class ReplaceRunHook(Hook):  # type: ignore[misc]
 
 
 def _refuse_changes(config: Config, checkpoint: Path) -> None:
-    text = read_checkpoint(checkpoint).get("meta", {}).get("cfg")
-    if text is None:
+    found = _read_meta(checkpoint)
+    if found is None:
         return
-    # Both as text, in which mmengine writes types and tuples its own way.
-    had, asked = (_flatten(_read(written)) for written in (text, config.pretty_text))
-    had, asked = DEFAULTS | had, DEFAULTS | asked
+    # As text, in which mmengine writes types and tuples its own way, like the checkpoint's.
+    had, asked = (DEFAULTS | _flatten(values) for values in (found, _read(config.pretty_text)))
+    if FOUND in found:
+        # Their folder may have moved: what they came to is compared once they are read.
+        for values in (had, asked):
+            values["data.source"] = source_name(str(values.get("data.source")))
     changed = [
         f"{key} {asked.get(key)!r}, the run has {had.get(key)!r}"
         for key in sorted(set(had) | set(asked))
@@ -92,6 +126,12 @@ def _refuse_changes(config: Config, checkpoint: Path) -> None:
             f"{'; '.join(changed)}. Resume with what the run has; or start a new run from its "
             f"adapters, which it writes when it ends: --model {adapters} --work-dir runs/longer"
         )
+
+
+def _read_meta(checkpoint: Path) -> dict[str, Any] | None:
+    """Config of the run that wrote a checkpoint; None if it does not say."""
+    text = read_checkpoint(checkpoint).get("meta", {}).get("cfg")
+    return None if text is None else _read(text)
 
 
 def _read(text: str) -> dict[str, Any]:

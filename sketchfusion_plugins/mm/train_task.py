@@ -28,8 +28,14 @@ from sketchfusion_plugins.evaluation.judge import Judge
 from sketchfusion_plugins.evaluation.report import Row
 from sketchfusion_plugins.inference.models import find_config
 from sketchfusion_plugins.inference.sharding import LONGEST_WAIT
-from sketchfusion_plugins.inference.splits import split_seed
-from sketchfusion_plugins.mm.resuming import ReplaceRunHook, find_start
+from sketchfusion_plugins.inference.splits import split_seed, trained_on
+from sketchfusion_plugins.mm.resuming import (
+    FOUND,
+    ReplaceRunHook,
+    describe_data,
+    find_start,
+    refuse_other_data,
+)
 from sketchfusion_plugins.mm.seeding import NumberedSampler, SeededDraws, SeedIterationHook
 from sketchfusion_plugins.mm.tasks import TaskModel, save_task, trained_task
 from sketchfusion_plugins.tasks.base import Task
@@ -144,6 +150,9 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     seed = config.randomness.seed
     if data is None:
         data = load_task_data(config.task.name, **config.data)
+    config[FOUND] = describe_data(data)
+    if resume and start and Path(start).is_file():
+        refuse_other_data(config, Path(start))
     samples = _training_part(data, config)
     # Adapters and heads are drawn while the task is built, before the runner sets its seed.
     torch.manual_seed(seed)
@@ -156,11 +165,18 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
         )
     task.image_size = data.size
     if data.split_seed is not None:
-        task.split = Split(source_name(data.source), data.split_seed)
+        name = source_name(data.source)
+        own, begun = (task.name, name, data.split_seed), config.encoder.get("adapters")
+        before = trained_on(str(begun)) if begun else ()
+        task.split = Split(name, data.split_seed, tuple(run for run in before if run != own))
     if start is None and data.fit is not None:
         task.to(get_device()).fit_head(_fitted_part(data.fit, task, config.judge.batch_size))
     judge = Judge(data, get_device(), **config.judge)
     hooks: list[Hook] = [SeedIterationHook(seed)]
+    chosen = list(config.get("custom_hooks") or [])
+    # A list is replaced as a whole, by --set too; what was trained is always kept.
+    if not any(hook["type"] == "SaveAdaptersHook" for hook in chosen):
+        chosen.append({"type": "SaveAdaptersHook"})
     if config.get("overwrite") and not resume:
         hooks.append(ReplaceRunHook())
     runner = Runner(
@@ -177,7 +193,7 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
             {"end": config.train_cfg.max_iters, **scheduler} for scheduler in config.param_scheduler
         ],
         default_hooks=config.default_hooks,
-        custom_hooks=[*hooks, *(config.get("custom_hooks") or [])],
+        custom_hooks=[*hooks, *chosen],
         load_from=start,
         resume=resume,
         launcher=config.get("launcher", "none"),
@@ -278,7 +294,12 @@ def _join_processes(config: Config) -> dict[str, Any]:
             "launcher 'pytorch' expects torchrun's environment, got none. Run: torchrun "
             "--nproc-per-node 2 -m sketchfusion_plugins train TASK --launcher pytorch"
         )
-    if get_device() not in ("cpu", "mps"):
+    if get_device() == "mps":
+        raise ValueError(
+            f"launcher {launcher!r} on Apple's mps: torch has no communication between processes "
+            "there. Train in one process, without --launcher."
+        )
+    if get_device() != "cpu":
         init_dist(launcher, **config.env_cfg.dist_cfg)
         return {}
     # mmengine's own way demands CUDA, and its data parallelism a device.

@@ -95,6 +95,17 @@ def test_what_was_trained_on_under_another_protocol_is_refused(
     assert not work.exists()
 
 
+def test_other_data_in_the_same_layout_take_a_label(run: Any, build: Any, tmp_path: Path) -> None:
+    task = build_task("recognition", build(), classes=("cat", "dog"))
+    task.split = Split("tuberlin", 0)
+    task.save_pretrained(tmp_path / "adapters")
+    common = ("evaluate", "retrieval", "--model", tmp_path / "adapters", "--data")
+    refused = run(*common, f"tuberlin:{tmp_path}", status=1).stderr
+    assert "in the layout of tuberlin take a label: tuberlin@LABEL:FOLDER" in refused
+    # Past the guard, to the data.
+    assert "png" in run(*common, f"tuberlin@mine:{tmp_path}", status=1).stderr
+
+
 def test_the_seed_of_training_leaves_the_split_alone(run: Any, paired: str, tmp_path: Path) -> None:
     tiny = ("--model", "tiny", "--weights", "random")
     train(run, paired, tmp_path, *tiny, "--seed", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +222,77 @@ def test_ladder_stands_on_the_first_models_foundations(
     assert set(report["identities"]["HOG"]) == {"sketchfusion_plugins"}
     # The checkpoint was never trained, and its adapters come from the same seed.
     assert report["rows"][name] == report["rows"]["fused, untrained"]
-    assert [line.split(":")[0] for line in shown.stderr.splitlines()] == list(report["rows"])
+    # Measured first is what was asked for; the table rises all the same.
+    measured = [name, *dict.fromkeys(["pixels", *rungs])]
+    assert [line.split(":")[0] for line in shown.stderr.splitlines()] == measured
+
+
+def test_a_rung_that_fails_costs_no_model_that_was_named(
+    run: Any, paired: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "report"
+    models = ("--model", "tiny", "--weights", "random", "--model", "hog", "--size", 32)
+    asked = ("evaluate", "retrieval", "--data", paired, *models, "--ladder", "--out", out)
+
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("sketchfusion_plugins.evaluation.ladder.PixelFeatures", fail)
+        assert "out of memory" in run(*asked, status=1).stderr
+    assert list(json.loads((out / "retrieval.json").read_text())["rows"]) == [
+        "tiny",
+        "hog",
+        "chance",
+    ]
+    again = run(*asked, "--json")
+    rungs = ["chance", "pixels", "HOG", "CLIP", "SD", "SD + CLIP", "fused, untrained"]
+    for report in (again.stdout, (out / "retrieval.json").read_text()):
+        assert list(json.loads(report)["rows"]) == [*rungs, "tiny", "hog"]
+    lines = (out / "retrieval.md").read_text().splitlines()[2:11]
+    assert [line.split("|")[1].strip() for line in lines] == [*rungs, "tiny", "hog"]
+
+
+def test_workers_change_no_figure(run: Any, paired: str, tmp_path: Path) -> None:
+    asked = ("evaluate", "retrieval", "--data", paired, "--model", "pixels", "--size", 32, "--json")
+    alone = run(*asked).stdout
+    assert run(*asked, "--workers", 2).stdout == alone
+    assert "--workers" in run(*asked, "--workers", -1, status=2).stderr
+
+
+def test_workers_change_no_training(run: Any, paired: str, tmp_path: Path) -> None:
+    pytest.importorskip("mmengine")
+    asked = ("--data", paired, "--model", "tiny", "--weights", "random", "--iterations", 2)
+    small = ("--size", 32, "--batch-size", 2, "--set", "log_level=WARNING", "--json")
+    found = []
+    for workers in (0, 2):
+        work = tmp_path / f"{workers}"
+        shared = ("--workers", workers, "--work-dir", work)
+        report = json.loads(run("train", "retrieval", *asked, *small, *shared).stdout)
+        adapters = work / "adapters"
+        row = report["rows"][str(adapters)]
+        found.append((row, (adapters / "adapters.safetensors").read_bytes()))
+    assert found[0] == found[1]
+
+
+def test_help_of_training_tells_the_defaults_of_every_config() -> None:
+    train_task = pytest.importorskip("sketchfusion_plugins.mm.train_task")
+    from sketchfusion_plugins.cli import app
+
+    command = typer.main.get_command(app).commands["train"]
+    said = {name: option.help for option in command.params for name in option.opts}
+    for name in train_task.list_configs():
+        config = train_task.read_config(name)
+        for option, default in (
+            ("--iterations", config.train_cfg.max_iters),
+            ("--batch-size", config.train_dataloader.batch_size),
+            ("--workers", config.train_dataloader.num_workers),
+            ("--workers", config.judge.workers),
+            ("--seed", config.randomness.seed),
+            ("--model", config.encoder.variant),
+        ):
+            assert re.search(rf"default: (the config's, )?{default}\.$", said[option]), option
+        assert f"{config.data.source} (the default)" in said["--data"]
 
 
 @pytest.mark.parametrize(
@@ -245,6 +316,7 @@ def test_evaluation_errors(run: Any, arguments: tuple[str, ...], status: int, me
     ("arguments", "status", "message"),
     [
         (("cooking",), 1, "choose one of correspondence"),
+        (("recognition", "--cache-limit", 1), 2, "bounds --cache; give both."),
         (("recognition", "--model", "nonsense"), 1, "no model 'nonsense'"),
         (("recognition", "--model", "small", "--limit", 60), 1, "could not load the UNet"),
         (("recognition", "--model", "hog"), 1, "hog has nothing to train; choose a preset (paper"),

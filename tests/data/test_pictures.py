@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,8 +24,10 @@ from sketchfusion_plugins.data.pictures import (
     read_list,
     scan,
     seed_of,
+    some_of,
 )
 from sketchfusion_plugins.images import to_tensor
+from sketchfusion_plugins.inference.picture_files import list_pictures
 
 
 @pytest.fixture
@@ -46,6 +50,31 @@ def test_scan_is_sorted_and_passes_over_what_is_no_picture(folder: Path) -> None
         ("pig", "b.png", None),
     ]
     assert [p.path.name for p in of_categories(pictures, ["pig"])] == ["a.JPG", "b.png"]
+
+
+def test_every_kind_of_picture_that_commands_read_is_found(
+    tmp_path: Path, draw_picture: Callable[..., Path]
+) -> None:
+    kinds = ["bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"]
+    for kind in kinds:
+        draw_picture(tmp_path / "pig" / f"a.{kind}", (200, 30, 60))
+    pictures = scan(tmp_path, "")
+    assert [picture.path.name for picture in pictures] == [f"a.{kind}" for kind in kinds]
+    assert [picture.path for picture in pictures] == list_pictures([tmp_path])
+    data = PictureDataset(pictures)
+    assert all(data[i]["image"].shape == (3, 14, 20) for i in range(len(kinds)))
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"pig/a.{kind}\n" for kind in kinds))
+    assert read_list(listed, tmp_path, "") == pictures
+
+
+def test_a_picture_that_a_transform_refuses_is_named(
+    tmp_path: Path, draw_picture: Callable[..., Path]
+) -> None:
+    long = draw_picture(tmp_path / "x" / "long.png", size=(4000, 10))
+    data = PictureDataset([Picture(long, "x")], transform=partial(to_tensor, size=16))
+    with pytest.raises(ValueError, match=r"x/long\.png: an image of 4000 x 10 px vanishes"):
+        data[0]
 
 
 def test_samples(folder: Path) -> None:
@@ -107,14 +136,58 @@ def test_seeds_are_63_bits_and_know_where_parts_end() -> None:
     assert len({instance_number("a", str(i)) for i in range(1000)}) == 1000
 
 
-@pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.25, 5), (0.5, 10), (0.99, 19)])
-def test_split_is_exact_and_independent_of_order(fraction: float, count: int) -> None:
+def share_of(name: str, seed: int) -> float:
+    """A name's hash, 0..1."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.5, 0.75])
+def test_a_name_is_held_out_by_its_own_hash(fraction: float) -> None:
     names = [f"class {i}" for i in range(20)]
     train, held_out = by_concept_split(names, fraction, seed=3)
-    assert len(held_out) == count
+    assert held_out == sorted(name for name in names if share_of(name, 3) < fraction)
+    assert 2 < len(held_out) < 18, "else the test would show less"
     assert sorted(train + held_out) == sorted(names)
     assert by_concept_split(names[::-1] + names[:4], fraction, seed=3) == (train, held_out)
     assert train == sorted(train) and held_out == sorted(held_out)
+
+
+@pytest.mark.parametrize(
+    ("count", "least", "most"), [(2, 1, 1), (3, 1, 1), (4, 2, 2), (5, 2, 3), (20, 2, 18)]
+)
+def test_two_names_are_on_either_side_where_there_are_enough(
+    count: int, least: int, most: int
+) -> None:
+    names = [f"class {i}" for i in range(count)]
+    for seed in range(20):
+        ordered = sorted(names, key=lambda name: share_of(name, seed))
+        for fraction, held in ((1e-9, least), (1 - 1e-9, most)):
+            assert by_concept_split(names, fraction, seed)[1] == sorted(ordered[:held])
+
+
+def test_who_was_trained_on_is_not_held_out_when_names_are_added() -> None:
+    generator = random.Random(0)
+    grown = 0
+    for seed in range(300):
+        names = [f"{generator.getrandbits(40):x}" for _ in range(50)]
+        fraction = generator.choice([0.1, 0.3, 0.5])
+        trained: set[str] = set()
+        count = 2
+        while count <= len(names):
+            train, held_out = by_concept_split(names[:count], fraction, seed)
+            assert not trained & set(held_out)
+            grown += bool(trained)
+            # Of two that were left to train on in any case, nothing is promised.
+            if len(train) > 2:
+                trained |= set(train)
+            count += generator.randint(1, 7)
+    assert grown > 2000
+
+
+def test_many_names_are_told_by_the_first_ones() -> None:
+    assert some_of({"owl", "ant"}) == "ant, owl"
+    assert some_of("cabd", 2) == "a, b, 2 more"
 
 
 def test_seeds_change_the_split_and_every_name_is_held_out_about_as_often() -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from sketchfusion_plugins.data.quickdraw import QuickDraw
 from sketchfusion_plugins.data.strokes import Strokes, StrokeStyle, render
+from sketchfusion_plugins.problems import Problems
 
 STYLE = StrokeStyle(40)
 CATEGORIES = ("aircraft carrier", "cat", "zebra")
@@ -257,6 +258,35 @@ def test_a_file_that_changes_is_noticed(ndjson: Path) -> None:
         data[5]
     assert data[0]["key"] == "aircraft carrier/0"
     assert QuickDraw(ndjson, STYLE)[5]["key"] == "cat/1004"
+
+
+def test_hidden_files_are_no_categories(ndjson: Path) -> None:
+    """What macOS packs beside every file of an archive."""
+    (ndjson / "._full_simplified_cat.ndjson").write_bytes(b"\0\5\x16\7")
+    assert QuickDraw(ndjson).categories == CATEGORIES
+
+
+def test_categories_without_a_drawing_are_told(ndjson: Path) -> None:
+    (ndjson / "full_simplified_cat.ndjson").write_text("{\n\n")
+    problems = Problems()
+    with pytest.warns(UserWarning, match=r"can be read of cat, and they stay among") as told:
+        data = QuickDraw(ndjson, problems=problems)
+    assert len(told) == 1 and len(problems.found) == 2
+    assert data.categories == CATEGORIES and data.labels.tolist() == [0] * 5 + [2] * 3
+
+
+def test_bitmaps_without_a_drawing_are_told(bitmaps: Path) -> None:
+    np.save(bitmaps / "cat.npy", np.zeros((0, 784), np.uint8))
+    with pytest.warns(UserWarning, match="can be read of cat, and they stay"):
+        assert QuickDraw(bitmaps).categories == CATEGORIES
+
+
+def test_compact_categories_without_a_drawing_are_told(tmp_path: Path) -> None:
+    folder = write_compact(tmp_path)
+    edited(folder, lambda text: text.replace(",cat,1,", ",cat,0,"))
+    with pytest.warns(UserWarning, match="can be read of cat, and they stay"):
+        data = QuickDraw(folder, recognized=True)
+    assert data.categories == CATEGORIES and set(data.labels.tolist()) == {0, 2}
 
 
 def refused(folder: Path, error: type[Exception], message: str, **choice: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,77 @@ def test_a_limit_keeps_the_first_photos_of_every_category(root: Path) -> None:
     assert {name: photo for photo, name in limited.queries} == first
     with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
         SketchSegmentation(root, 16, limit=0, progress=False)
+
+
+def test_a_photo_is_not_asked_for_what_resizing_leaves_nothing_of(root: Path) -> None:
+    mask = np.zeros((20, 40), np.uint8)
+    # Of rows and columns of a photo 40 px wide, every fifth is read for 8 px: 2, 7, 12, ...
+    mask[3:7, 3:7], mask[5:15, 30:] = 3, 7
+    Image.fromarray(mask).save(root / "masks" / "both.png")
+    message = r"1 of 3 queries are left out: resized to 8 px, .* \(the first: cat in .*both\.jpg\)"
+    with pytest.warns(UserWarning, match=message) as told:
+        data = SketchSegmentation(root, 8, progress=False)
+    assert len(told) == 1 and told[0].filename == __file__
+    assert [(photo.stem, name) for photo, name in data.queries] == [
+        ("alone", "dog"),
+        ("both", "dog"),
+    ]
+    # It holds a cat in truth, and is not trained on where cats are held out.
+    assert [photo.stem for photo, _ in data.only(["dog"], without=["cat"]).queries] == ["alone"]
+    with pytest.raises(ValueError, match=r"any of cat of which 8 px leave a pixel; take a larger"):
+        data.only(["cat"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(SketchSegmentation(root, 40, progress=False).queries) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.* queries are left out")
+def test_every_query_has_a_pixel_of_what_it_asks_for(
+    root: Path, draw_picture: Callable[..., Path]
+) -> None:
+    generator = np.random.default_rng(0)
+    held = 3
+    for number in range(40):
+        mask = np.zeros((60, 90), np.uint8)
+        for value in (3, 7, 9):
+            row, column = generator.integers(0, (55, 85))
+            mask[row : row + 5, column : column + 5] = value
+        held += len(np.unique(mask)) - 1
+        draw_picture(root / "photos" / f"p{number}.png", (9, 9, 9), (90, 60))
+        Image.fromarray(mask).save(root / "masks" / f"p{number}.png")
+    data = SketchSegmentation(root, 10, progress=False)
+    assert data.vanished and len(data.vanished) + len(data.queries) == held
+    assert all(data[i]["mask"].any() for i in range(len(data)))
+
+
+def test_a_photo_of_which_nothing_is_left_is_not_asked_for(
+    root: Path, draw_picture: Callable[..., Path]
+) -> None:
+    draw_picture(root / "photos" / "long.png", (9, 9, 9), (4000, 10))
+    Image.fromarray(np.full((10, 4000), 3, np.uint8)).save(root / "masks" / "long.png")
+    with pytest.warns(UserWarning, match=r"cat in .*long\.png"):
+        data = SketchSegmentation(root, 16, progress=False)
+    assert {photo.stem for photo, _ in data.queries} == {"alone", "both"}
+
+
+def test_a_sketch_of_which_nothing_is_left_is_named(
+    root: Path, draw_picture: Callable[..., Path]
+) -> None:
+    for path in (root / "sketches" / "cat").iterdir():
+        path.unlink()
+    draw_picture(root / "sketches" / "cat" / "long.png", "white", (4000, 10))
+    data = SketchSegmentation(root, 16, ["cat"], progress=False)
+    with pytest.raises(ValueError, match=r"cat/long\.png: an image of 4000 x 10 px vanishes"):
+        data[0]
+
+
+def test_photos_of_every_kind_are_found(root: Path, draw_picture: Callable[..., Path]) -> None:
+    for kind in ("gif", "tif"):
+        draw_picture(root / "photos" / f"{kind}.{kind}", (9, 9, 9), (6, 6))
+        Image.fromarray(np.full((6, 6), 9, np.uint8)).save(root / "masks" / f"{kind}.png")
+    data = SketchSegmentation(root, 16, ["owl"], progress=False)
+    assert [photo.name for photo, _ in data.queries] == ["gif.gif", "tif.tif"]
+    assert data[0]["photo"].max() < 0
 
 
 def test_zero_shot_asks_for_some_categories(root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
-from sketchfusion_plugins.data.folder_tasks import _shares
+from sketchfusion_plugins.data.row_split import _shares
 from sketchfusion_plugins.data.sources import SOURCES, load_task_data
 from sketchfusion_plugins.data.task_data import TaskData
 from sketchfusion_plugins.data.zero_shot import split_categories, unseen_classes
@@ -378,6 +379,21 @@ def test_paired_folders_hold_out_alike_by_class_and_of_the_photo(
         assert held_out[0] == held_out[1] and len(held_out[0]) >= 2
 
 
+def test_classes_that_were_trained_on_are_not_judged_when_classes_are_added(
+    tmp_path: Path,
+) -> None:
+    trained: dict[int, set[str]] = {seed: set() for seed in range(4)}
+    for number in range(14):
+        for side in ("sketches", "photos"):
+            picture(tmp_path / side / f"class {number}" / "1.png")
+        for seed in trained if number >= 3 else ():
+            data = load_task_data("retrieval", f"paired:{tmp_path}", SIZE, seed)
+            assert not trained[seed] & set(data.categories)
+            seen = {sketch.category for sketch in data.fit.sketches.pictures}
+            trained[seed] |= seen if len(seen) > 2 else set()
+    assert min(map(len, trained.values())) > 5
+
+
 @pytest.mark.parametrize("task", ["retrieval", "query_segmentation", "correspondence"])
 def test_openmoji_holds_out_families(load: Callable[[str, str], TaskData], task: str) -> None:
     data = load(task, "openmoji")
@@ -410,13 +426,13 @@ def test_photos_of_held_out_categories_are_judged_alone(
         def photos(part: Any) -> set[str]:
             return {key.split(".jpg")[0] for key in keys(part)}
 
-        (new,) = data.categories
+        assert len(data.categories) == 2
         judged, trained = photos(data.test), photos(data.fit)
-        assert judged and all(new in photo for photo in judged)
-        assert trained and not any(new in photo for photo in trained)
+        assert judged and all(any(new in photo for new in data.categories) for photo in judged)
+        assert trained and not any(new in photo for new in data.categories for photo in trained)
         assert photos(data.train) == trained
         if limit is None:
-            # Alone, with its neighbours, and among all; what is seen alone, and in pairs.
+            # Alone, with neighbours, and among all; what is seen alone, and in pairs.
             assert len(judged) + len(trained) == 8
 
 
@@ -428,6 +444,76 @@ def test_photos_that_all_hold_what_is_held_out_are_refused(tmp_path: Path) -> No
     message = r"every photo in .*photos that holds any of .* too, which are held out\. Add photos"
     with pytest.raises(ValueError, match=message):
         load_task_data("query_segmentation", f"folders:{tmp_path}", SIZE)
+
+
+def test_categories_that_nobody_sketched_are_background(tmp_path: Path) -> None:
+    write_segmentation(tmp_path)
+    source = f"folders:{tmp_path}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_task_data("query_segmentation", source, SIZE)
+    (tmp_path / "sketches" / "pig").rename(tmp_path / "elsewhere")
+    with pytest.warns(UserWarning, match="has no sketch of pig, which are background") as told:
+        data = load_task_data("query_segmentation", source, SIZE)
+    assert len(told) == 1
+    assert {*data.test.categories, *data.train.categories} == {"cat", "dog", "owl"}
+    asked = [sample for part in (data.fit, data.test) for sample in map(part.__getitem__, range(1))]
+    assert all("pig" not in sample["key"].split()[1] for sample in asked)
+    # A quarter of a photo of all of them is the pig's; it is judged, as what is not asked for.
+    (everyone,) = (
+        data.test[i] for i in range(len(data.test)) if data.test[i]["key"].startswith("4-cat")
+    )
+    corner = (slice(18, 26), slice(18, 26))
+    assert everyone["valid"][corner].all() and not everyone["mask"][corner].any()
+    for left in ("cat", None):
+        for name in {"cat", "dog", "owl"} - {left}:
+            folder = tmp_path / "sketches" / name
+            if folder.exists():
+                folder.rename(tmp_path / f"{name} of {left}")
+        message = rf"sketches has {left}, of cat, dog" if left else "sketches holds no picture"
+        with pytest.raises(FileNotFoundError, match=message):
+            load_task_data("query_segmentation", source, SIZE)
+
+
+def test_classes_that_lie_in_one_part_alone_are_told(tmp_path: Path) -> None:
+    for name, count in (("ant", 1), ("bee", 40), ("cow", 1)):
+        for number in range(count):
+            picture(tmp_path / "png" / name / f"{number}.png")
+    told = set()
+    for seed in range(12):
+        with pytest.warns(UserWarning, match="has no sketch to") as found:
+            data = load_task_data("recognition", f"tuberlin:{tmp_path}", SIZE, seed)
+        trained, judged = (
+            {data.categories[label] for label in part.labels} for part in (data.fit, data.test)
+        )
+        expected = []
+        if untrained := ", ".join(sorted(judged - trained)):
+            expected.append(f"to train on of {untrained}, which are judged all the same")
+        if unjudged := ", ".join(sorted(trained - judged)):
+            expected.append(f"to judge of {unjudged}, which are trained on all the same")
+        messages = [str(warning.message) for warning in found]
+        assert messages == [
+            f"{tmp_path} has no sketch {text}. Add sketches, or raise the limit."
+            for text in expected
+        ]
+        told |= {untrained, unjudged}
+    assert told == {"", "ant", "cow", "ant, cow"}
+
+
+def test_drawings_of_classes_that_lie_in_one_part_alone_are_told(tmp_path: Path) -> None:
+    write_bitmaps(tmp_path, "cat", "dog")
+    np.save(tmp_path / "owl.npy", np.zeros((1, 784), np.uint8))
+    message = r"no sketch to (train on|judge) of owl, which are"
+    with pytest.warns(UserWarning, match=message) as told:
+        load_task_data("recognition", f"quickdraw:{tmp_path}", SIZE)
+    assert len(told) == 1
+
+
+def test_a_part_of_recognition_without_a_sketch_is_named(tmp_path: Path) -> None:
+    picture(tmp_path / "png" / "ant" / "1.png")
+    message = rf"{tmp_path} has no sketch for the part '(train|test)' of recognition.* Add sketches"
+    with pytest.raises(ValueError, match=message):
+        load_task_data("recognition", f"tuberlin:{tmp_path}", SIZE)
 
 
 def test_psc6k_splits_as_its_protocols_say(load: Callable[[str, str], TaskData]) -> None:
@@ -515,6 +601,13 @@ def test_two_steps_of_training_and_evaluation(
         ("recognition", "sketchy", ValueError, "'openmoji' or a name with its folder, such as"),
         ("recognition", "sketchy:", ValueError, "got 'sketchy:'"),
         ("recognition", "openmoji:/data", ValueError, "got 'openmoji:/data'"),
+        ("recognition", "openmoji@mine", ValueError, "got 'openmoji@mine'"),
+        (
+            "recognition",
+            "tuberlin@mine",
+            ValueError,
+            "or 'tuberlin@mine:/data",
+        ),
     ],
 )
 def test_wrong_sources_are_refused(

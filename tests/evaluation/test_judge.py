@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,12 +14,15 @@ import torch.nn.functional as F
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, Subset
 
 from sketchfusion_plugins.data.task_data import TaskData
 from sketchfusion_plugins.evaluation.judge import Judge, SamePlace
 from sketchfusion_plugins.evaluation.report import Measured
 from sketchfusion_plugins.features import Features, PixelFeatures
+from sketchfusion_plugins.heads.ridge import RidgeClassifier
 from sketchfusion_plugins.metrics.correspondence import key_point_scores
 from sketchfusion_plugins.metrics.intervals import wilson
 from sketchfusion_plugins.tasks.base import Task
@@ -177,7 +181,8 @@ def test_features_need_a_part_to_fit_on(recognition: TaskData) -> None:
         judge(recognition)(PixelFeatures())
 
 
-def test_features_are_probed_by_ridge_regression() -> None:
+def noisy(*counts: int) -> list[Listed]:
+    """Parts of noise, a little brighter on the left with each of four classes."""
     generator = torch.Generator().manual_seed(0)
 
     def part(count: int) -> Listed:
@@ -188,15 +193,20 @@ def test_features_are_probed_by_ridge_regression() -> None:
             [{"image": i, "label": int(label)} for i, label in zip(images, labels, strict=True)]
         )
 
-    fit, test = part(40), part(30)
+    return [part(count) for count in counts]
+
+
+def describe(items: Listed) -> tuple[Any, Any]:
+    """Descriptors ``[N, D]`` and labels ``[N]`` of a whole part at once."""
+    images = torch.stack([item["image"] for item in items.items])
+    labels = np.array([item["label"] for item in items.items])
+    return PixelFeatures().describe(images).double().numpy(), labels
+
+
+def test_features_are_probed_by_ridge_regression() -> None:
+    fit, test = noisy(40, 30)
     data = TaskData("recognition", "here", SIDE, None, test, fit, categories=tuple("abcd"))
     row = judge(data)(PixelFeatures())
-
-    def describe(items: Listed) -> tuple[Any, Any]:
-        images = torch.stack([item["image"] for item in items.items])
-        labels = np.array([item["label"] for item in items.items])
-        return PixelFeatures().describe(images).double().numpy(), labels
-
     train_x, train_y = describe(fit)
     test_x, test_y = describe(test)
     scaler = StandardScaler().fit(train_x)
@@ -205,6 +215,78 @@ def test_features_are_probed_by_ridge_regression() -> None:
     right = oracle.predict(scaler.transform(test_x)) == test_y
     assert 0.3 < right.mean() < 1
     assert row["Acc@1"] == Measured.of(right)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 200])
+def test_batches_score_as_the_whole_part_does(batch_size: int) -> None:
+    fit, test = noisy(60, 101)
+    data = TaskData("recognition", "here", SIDE, None, test, fit, categories=tuple("abcdefg"))
+    row = judge(data, batch_size=batch_size)(PixelFeatures())
+    train_x, train_y = describe(fit)
+    test_x, test_y = describe(test)
+    scores = RidgeClassifier.fit(train_x, train_y, 7).scores(test_x)
+    # Rank of the right class; of equal ones the first comes first.
+    rank = (np.argsort(-scores, axis=1, kind="stable") == test_y[:, None]).argmax(1)
+    assert 0 < (rank < 1).mean() < (rank < 5).mean()
+    assert row == {"Acc@1": Measured.of(rank < 1), "Acc@5": Measured.of(rank < 5)}
+
+
+class Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        made = function(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        self.numbers = max([self.numbers, *sizes])
+        return made
+
+
+def test_a_larger_part_to_recognise_takes_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[int] = []
+    scores = RidgeClassifier.scores
+
+    def spy(self: RidgeClassifier, descriptors: Any) -> Any:
+        scored.append(len(descriptors))
+        return scores(self, descriptors)
+
+    monkeypatch.setattr(RidgeClassifier, "scores", spy)
+    largest = []
+    for count in (9, 900):
+        fit, test = noisy(20, count)
+        data = TaskData("recognition", "here", SIDE, None, test, fit, categories=tuple("abcd"))
+        with Largest() as seen:
+            judge(data)(PixelFeatures())
+        largest.append(seen.numbers)
+    assert largest[0] == largest[1]
+    assert sum(scored) == 909 and max(scored) == 3, "batches of three"
+
+
+@pytest.mark.parametrize("task", ["recognition", "retrieval"])
+def test_batches_of_descriptors_are_let_go(task: str, retrieval: TaskData) -> None:
+    """Kept in a list, a large gallery's would be there twice when they are joined."""
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    class Watched(PixelFeatures):
+        def describe(self, image: Tensor) -> Tensor:
+            alive.append(sum(reference() is not None for reference in made))
+            descriptors = super().describe(image)
+            made.append(weakref.ref(descriptors))
+            return descriptors
+
+    if task == "recognition":
+        fit, test = noisy(20, 30)
+        data = TaskData(task, "here", SIDE, None, test, fit, categories=tuple("abcd"))
+    else:
+        data = retrieval
+    judge(data, batch_size=1)(Watched())
+    assert len(alive) == (50 if task == "recognition" else 9) and max(alive) <= 1
 
 
 @pytest.mark.parametrize(

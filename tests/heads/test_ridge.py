@@ -45,6 +45,13 @@ def test_classes_without_items_score_lowest() -> None:
     np.testing.assert_allclose(scores[:, 1], -scores[:, 3])
 
 
+def test_descriptors_are_left_as_they_were() -> None:
+    train, labels = items(12, 3)
+    before = train.copy()
+    RidgeClassifier.fit(train, labels, 3).scores(train)
+    np.testing.assert_array_equal(train, before)
+
+
 def test_one_class_is_refused() -> None:
     with pytest.raises(ValueError, match=r"at least two classes, got labels \[4\]"):
         RidgeClassifier.fit(np.ones((3, 2)), np.full(3, 4), 5)

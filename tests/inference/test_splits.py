@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sketchfusion_plugins.adapter_file import Split
-from sketchfusion_plugins.inference.splits import split_seed
+from sketchfusion_plugins.inference.splits import split_seed, trained_on
 from sketchfusion_plugins.tasks.load import build_task
 
 
@@ -50,6 +50,10 @@ def test_what_was_trained_on_is_the_default(trained: Callable[..., str]) -> None
         ("retrieval openmoji", "query_segmentation openmoji"),
         # Other data are not held against it.
         ("recognition tuberlin", "retrieval sketchy"),
+        ("recognition tuberlin@mine", "recognition tuberlin@mine"),
+        ("recognition tuberlin@mine", "retrieval tuberlin"),
+        ("recognition tuberlin", "retrieval tuberlin@mine"),
+        ("retrieval paired@mine", "retrieval paired-fine@mine"),
     ],
 )
 def test_sources_that_hold_out_alike_follow_one_another(
@@ -71,6 +75,10 @@ def test_sources_that_hold_out_alike_follow_one_another(
         ("retrieval tuberlin", "recognition tuberlin"),
         ("recognition quickdraw", "retrieval quickdraw-extended"),
         ("correspondence psc6k", "correspondence psc6k-pscnet"),
+        # PSC6K's pictures are Sketchy's.
+        ("correspondence psc6k", "retrieval sketchy"),
+        ("recognition sketchy", "correspondence psc6k"),
+        ("recognition tuberlin@mine", "retrieval tuberlin@mine"),
     ],
 )
 def test_what_was_trained_on_is_not_judged(
@@ -78,13 +86,29 @@ def test_what_was_trained_on_is_not_judged(
 ) -> None:
     (name, source), (task, asked) = trained_on.split(), judged_on.split()
     model = trained(source, 0, name)
+    kind = asked.partition("@")[0]
     message = (
         f"on part of what {task} of {asked} holds out: {model} on {name} of {source}. Expected "
-        f"models of .*{task} of {asked}.*, or of other data. Name such models, or train one anew"
+        f"models of .*{task} of {kind}.*, or of other data. Name such models, or train one anew. "
+        f"Other data in the layout of {kind} take a label: {kind}@LABEL:FOLDER"
     )
     for seed in (None, 0):
         with pytest.raises(ValueError, match=message):
             split_seed(["hog", model], task, f"{asked}:mine", seed)
+
+
+def test_what_was_trained_on_before_counts_too(build: Any, tmp_path: Path) -> None:
+    task = build_task("retrieval", build())
+    task.split = Split("paired", 2, (("recognition", "tuberlin", 0), ("retrieval", "paired", 2)))
+    task.save_pretrained(tmp_path)
+    model = str(tmp_path)
+    known = (("recognition", "tuberlin", 0), ("retrieval", "paired", 2))
+    assert trained_on(model) == known
+    assert trained_on("sketchfusion/tiny") == trained_on("hog") == ()
+    assert split_seed([model], "retrieval", "paired:mine") == 2
+    assert split_seed([model], "recognition", "tuberlin:mine") == 0
+    with pytest.raises(ValueError, match=f"{model} on recognition of tuberlin"):
+        split_seed([model], "retrieval", "tuberlin:mine")
 
 
 def test_sources_without_data_for_the_task_are_told_as_such(trained: Callable[..., str]) -> None:

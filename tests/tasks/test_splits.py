@@ -33,6 +33,13 @@ def test_a_split_is_saved_and_read(saved: Path, tmp_path: Path) -> None:
     assert loaded.split == read_split(tmp_path / "again") == Split("paired", 3)
 
 
+def test_what_came_before_is_saved_too(build: Any, tmp_path: Path) -> None:
+    task = build_task("retrieval", build())
+    task.split = Split("paired", 3, (("recognition", "tuberlin@mine", 0),))
+    task.save_pretrained(tmp_path)
+    assert read_split(tmp_path) == load_task(tmp_path).split == task.split
+
+
 def test_an_encoder_has_none(build: Any, tmp_path: Path) -> None:
     build().save_pretrained(tmp_path)
     assert read_split(tmp_path) is None
@@ -47,6 +54,9 @@ def test_an_encoder_has_none(build: Any, tmp_path: Path) -> None:
         {"source": "paired", "seed": -1},
         {"source": 3, "seed": 1},
         {"source": "paired", "seed": 1, "folder": "mine"},
+        {"source": "paired", "seed": 1, "before": 3},
+        {"source": "paired", "seed": 1, "before": [["retrieval", "paired"]]},
+        {"source": "paired", "seed": 1, "before": [["retrieval", "paired", -1]]},
     ],
 )
 def test_damaged_splits_are_refused(saved: Path, split: dict[str, Any]) -> None:
