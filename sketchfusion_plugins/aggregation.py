@@ -145,7 +145,10 @@ class AdaptiveAggregation(nn.Module):
             branch = bottleneck(self.dropout(level), size)
             total = weight * branch if total is None else torch.addcmul(total, weight, branch)
         assert total is not None
-        return F.normalize(total, dim=1) if self.normalize else total
+        if not self.normalize:
+            return total
+        # 1e-12, torch's own, is 0 in float16, and cells where every branch is 0 became NaN.
+        return F.normalize(total, dim=1, eps=max(1e-12, torch.finfo(total.dtype).tiny))
 
 
 class AdaptivePyramid(nn.Module):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sketchfusion_plugins.files import null_prompt_path
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, cached_snapshots
 from sketchfusion_plugins.presets import PRESETS
 
@@ -80,9 +81,15 @@ class CatalogueEntry:
             ImportError: ``cache`` is None and huggingface_hub cannot be imported.
         """
         config = PRESETS[self.preset]
-        names = ("config.json", "diffusion_pytorch_model.safetensors")
-        pipeline = tuple(f"{part}/{name}" for part in ("unet", "vae") for name in names)
-        found = [_look("diffusion", config.diffusion.source, pipeline, cache)]
+        weights = "diffusion_pytorch_model.safetensors"
+        pipeline = ["scheduler/scheduler_config.json", "unet/config.json", "vae/config.json"]
+        pipeline += [f"vae/{weights}"]
+        if config.diffusion.unet_file is None:
+            pipeline += [f"unet/{weights}"]
+        if not null_prompt_path(config.diffusion.source, config.diffusion.revision).is_file():
+            pipeline += ["tokenizer/tokenizer_config.json", "text_encoder/config.json"]
+            pipeline += ["text_encoder/model.safetensors"]
+        found = [_look("diffusion", config.diffusion.source, tuple(pipeline), cache)]
         if config.diffusion.unet_file is not None:
             owner, repository, file = config.diffusion.unet_file.split("/", 2)
             found.append(_look("UNet", f"{owner}/{repository}", (file,), cache))

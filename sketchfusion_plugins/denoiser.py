@@ -20,6 +20,8 @@ Inject = Callable[[str, Tensor], Tensor]
 
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
+# SDXL's refiner, by what its attention reads; SDXL itself reads 2,048.
+REFINER_WIDTH = 1280
 MID_BLOCKS = (None, "UNetMidBlock2D", "UNetMidBlock2DCrossAttn")
 
 
@@ -243,6 +245,8 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
         problems.append(f"encoder_hid_dim_type {config['encoder_hid_dim_type']}")
     if config.get("addition_embed_type") not in (None, "text_time"):
         problems.append(f"addition_embed_type {config['addition_embed_type']}")
+    elif config.get("addition_embed_type") and config["cross_attention_dim"] == REFINER_WIDTH:
+        problems.append("the conditions of SDXL's refiner, an aesthetic score among them")
     if config.get("center_input_sample"):
         problems.append("center_input_sample")
     if not isinstance(config["cross_attention_dim"], int):

@@ -209,12 +209,17 @@ def load_diffusion(
     # The branch keeps the id: a packaged folder lies elsewhere in every installation.
     place = replace(config, source=str(bundled_weights(config.source) or config.source))
     with explain_loading("UNet", place.source, config.revision):
-        unet, loaded = UNet2DConditionModel.from_pretrained(
-            place.source, subfolder="unet", **options
-        )
-        require_weights(loaded["missing_keys"])
+        if config.unet_file is not None:
+            # Weights of its own: the source's are not even downloaded.
+            with torch.device("meta"):
+                unet = UNet2DConditionModel.from_config(_load_config(place, "unet", "config.json"))
+        else:
+            unet, loaded = UNet2DConditionModel.from_pretrained(
+                place.source, subfolder="unet", **options
+            )
+            require_weights(loaded["missing_keys"])
     if config.unet_file is not None:
-        _replace_weights(unet, config.unet_file)
+        _load_weights(unet, config.unet_file, dtype)
     with explain_loading("VAE", place.source, config.revision):
         vae_class = _vae_class(_load_config(place, "vae", "config.json"))
         with _quiet_diffusers():
@@ -297,13 +302,14 @@ def _encoder_widths(config: Mapping[str, Any]) -> Sequence[int]:
     return widths
 
 
-def _replace_weights(unet: nn.Module, location: str) -> None:
+def _load_weights(unet: nn.Module, location: str, dtype: torch.dtype) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = fetch_file(location)
     try:
-        unet.load_state_dict(load_file(path), strict=True)
+        weights = {name: values.to(dtype) for name, values in load_file(path).items()}
+        unet.load_state_dict(weights, strict=True, assign=True)
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:400]
         raise OSError(

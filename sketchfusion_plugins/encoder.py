@@ -28,6 +28,7 @@ from sketchfusion_plugins.assembly import (
 from sketchfusion_plugins.checkpoint import load_adapters, sample_foundations, save_adapters
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.diffusion import Diffusion
+from sketchfusion_plugins.foundation_settings import refuse_lost_activations
 from sketchfusion_plugins.images import check_image, pad_to_multiple, refuse_overflow, to_rgb
 from sketchfusion_plugins.injection import ClipInjector
 from sketchfusion_plugins.outputs import FeatureLevels, FoundationOutputs
@@ -257,6 +258,7 @@ class SketchFusionEncoder(nn.Module):
     def train(self, mode: bool = True) -> SketchFusionEncoder:
         """Set the mode of what trains; frozen foundations stay in eval mode."""
         super().train(mode)
+        refuse_lost_activations(self.foundations())
         if self.config.freeze_foundations:
             for foundation in self.foundations():
                 foundation.eval()

@@ -7,6 +7,7 @@ folder that nobody has locked knows that its writer was killed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import stat
@@ -97,6 +98,14 @@ def cache_folder() -> Path:
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sketchfusion"
     return Path(os.environ.get("SKETCHFUSION_CACHE") or home)
+
+
+def null_prompt_path(source: str, revision: str | None) -> Path:
+    """File in `cache_folder` for the null prompt's embedding of a Stable Diffusion source."""
+    folder = Path(source)
+    name = str(folder.resolve()) if folder.is_dir() else source
+    key = hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()[:24]
+    return cache_folder() / "null_prompts" / f"{key}.safetensors"
 
 
 def write_text(text: str, path: Path) -> None:

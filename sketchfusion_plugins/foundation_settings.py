@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -51,6 +51,26 @@ def read_settings(encoder: Any) -> Settings:
     }
     rounded = {name: [float(f"{value:.6g}") for value in values] for name, values in found.items()}
     return {**rounded, **read_activation(semantic)}
+
+
+def refuse_lost_activations(foundations: Iterable[nn.Module]) -> None:
+    """Refuse foundations whose batch norms lost the activation that they bring.
+
+    torch's conversion to SyncBatchNorm, which Lightning and mmengine's ``sync_bn`` use, puts plain
+    ones in the place of timm's ``BatchNormAct2d``. Names and weights stay as they were.
+
+    Raises:
+        ValueError: A part was converted so.
+    """
+    for foundation in foundations:
+        for name, module in foundation.named_modules():
+            if type(module) is nn.SyncBatchNorm and hasattr(module, "act"):
+                raise ValueError(
+                    f"the frozen foundations were converted to SyncBatchNorm, which drops the "
+                    f"activation of {name}: features would be wrong. Convert what trains alone "
+                    "(mmseg: model.decode_head.norm_cfg.type=SyncBN), or by "
+                    "timm.layers.convert_sync_batchnorm."
+                )
 
 
 def read_activation(model: Any) -> Settings:

@@ -203,10 +203,13 @@ def refuse_overflow(maps: Sequence[Tensor]) -> None:
     if not narrow or not _can_look(narrow[0]):
         return
     if not all(bool(values.detach().isfinite().all()) for values in narrow):
+        way = "autocast to torch.bfloat16 (mmengine: optim_wrapper.dtype='bfloat16')"
+        # Autocast to float16 overrides what foundations are held in.
+        if not torch.is_autocast_enabled(narrow[0].device.type):
+            way = f"foundation_dtype='bfloat16', or {way}"
         raise ValueError(
             "the features overflow float16, whose largest value is 65,504. Use bfloat16, which has "
-            "the range of float32 at the same size: foundation_dtype='bfloat16', or autocast to "
-            "torch.bfloat16."
+            f"the range of float32 at the same size: {way}."
         )
 
 

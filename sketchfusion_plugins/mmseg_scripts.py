@@ -105,6 +105,11 @@ def run_tool(tool: Tool, name: str, arguments: Sequence[str]) -> int:
             )
         import torch
 
+        if torch.backends.mps.is_available():
+            raise ValueError(
+                "--launcher pytorch on Apple's mps: torch has no communication between processes "
+                f"there. Run: sketchfusion mm-{tool} {name}"
+            )
         if not torch.accelerator.is_available():
             module = ["-m", "sketchfusion_plugins.mmseg_scripts"]
             command = [*module, *command, "--cfg-options", *CPU_WRAPPER]

@@ -7,7 +7,6 @@ pipeline replaces the embedding of an empty prompt by zeros.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sketchfusion_plugins.config import DiffusionConfig
-from sketchfusion_plugins.files import cache_folder, write_safetensors
+from sketchfusion_plugins.files import null_prompt_path, write_safetensors
 from sketchfusion_plugins.hub import explain_loading, require_weights
 
 FILENAME = "null_embedding.safetensors"
@@ -64,6 +63,7 @@ def encode_null_prompt(config: DiffusionConfig, *, allow_pickle: bool = False) -
             subfolder="text_encoder",
             use_safetensors=None if allow_pickle else True,
             output_loading_info=True,
+            dtype=torch.float32,  # whatever it is stored in
             **options,
         )
         require_weights(loaded["missing_keys"])
@@ -78,10 +78,7 @@ def encode_null_prompt(config: DiffusionConfig, *, allow_pickle: bool = False) -
 
 def cache_path(config: DiffusionConfig) -> Path:
     """File of the user's cache (`sketchfusion_plugins.files.cache_folder`) with an embedding."""
-    source = Path(config.source)
-    name = str(source.resolve()) if source.is_dir() else config.source
-    key = hashlib.sha256(f"{name}@{config.revision}".encode()).hexdigest()[:24]
-    return cache_folder() / "null_prompts" / f"{key}.safetensors"
+    return null_prompt_path(config.source, config.revision)
 
 
 def _stamp(config: DiffusionConfig) -> str:

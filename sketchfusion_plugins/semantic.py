@@ -109,6 +109,9 @@ class TimmVision(nn.Module):
         self.mean: Sequence[float] = tuple(config["mean"])
         self.std: Sequence[float] = tuple(config["std"])
         self.last = len(model.feature_info) - 1
+        if final_norm and isinstance(getattr(model, "norm", None), nn.Identity):
+            # Where timm pools by the mean, the last norm comes after it.
+            model.norm = getattr(model, "fc_norm", model.norm)
         model.prune_intermediate_layers([self.last], prune_norm=not final_norm, prune_head=True)
         self.norm = final_norm
         self.weighted = next(

@@ -141,6 +141,16 @@ def test_normalised_cells_have_unit_length() -> None:
     torch.testing.assert_close(got * raw.square().sum(1, keepdim=True).sqrt(), raw)
 
 
+@torch.no_grad()
+def test_cells_of_zeros_stay_zeros_in_every_precision() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        unit = AdaptiveAggregation((4,), 8, norm_groups=2, normalize=True).to(dtype)
+        for bottleneck in unit.bottlenecks:
+            for parameter in bottleneck.parameters():
+                parameter.zero_()
+        assert not unit([torch.ones(1, 4, 5, 5, dtype=dtype)], (5, 5)).any(), dtype
+
+
 def test_parameter_count_of_the_released_code() -> None:
     with torch.device("meta"):
         aggregation = AdaptiveAggregation((640, 1280, 1280), 1280, 320)

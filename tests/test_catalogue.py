@@ -11,6 +11,7 @@ from sketchfusion_plugins import SketchFusionEncoder
 from sketchfusion_plugins.catalogue import CATALOGUE, LICENCES, CatalogueEntry, hub_cache
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS
 from sketchfusion_plugins.inference.models import default_size, find_config
+from sketchfusion_plugins.null_prompt import cache_path
 from sketchfusion_plugins.presets import PRESETS
 
 ENTRIES = {entry.preset: entry for entry in CATALOGUE}
@@ -85,10 +86,31 @@ def test_weights_are_looked_for_in_the_package_and_in_the_cache(tmp_path: Path) 
     _put(tmp_path, diffusion, "unet/diffusion_pytorch_model.fp16.safetensors")
     assert paper.weights(tmp_path)[0].state == "missing", "a variant that nobody asks for"
     place = _put(tmp_path, diffusion, f"unet/{weights}")
+    _put(tmp_path, diffusion, "scheduler/scheduler_config.json")
+    assert paper.weights(tmp_path)[0].state == "missing", "the null prompt cannot be encoded"
+    text = ("tokenizer/tokenizer_config.json", "text_encoder/config.json")
+    _put(tmp_path, diffusion, *text, "text_encoder/model.safetensors")
     _put(tmp_path, semantic, "model.safetensors", "config.json")
     found = paper.weights(tmp_path)
     assert [part.state for part in found] == ["cached", "cached"]
     assert found[0].place == place
+
+
+def test_an_encoded_null_prompt_needs_no_text_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("SKETCHFUSION_CACHE", raising=False)
+    entry, weights = ENTRIES["cleandift"], "diffusion_pytorch_model.safetensors"
+    # CleanDIFT's own UNet takes the place of the source's.
+    needed = ("scheduler/scheduler_config.json", "unet/config.json", "vae/config.json")
+    _put(tmp_path, entry.weights(tmp_path)[0].source, *needed, f"vae/{weights}")
+    assert entry.weights(tmp_path)[0].state == "missing"
+    embedding = cache_path(PRESETS["cleandift"].diffusion)
+    assert tmp_path in embedding.parents
+    embedding.parent.mkdir(parents=True)
+    embedding.touch()
+    assert entry.weights(tmp_path)[0].state == "cached"
 
 
 def test_a_link_to_nothing_and_pickled_weights_are_no_weights(tmp_path: Path) -> None:

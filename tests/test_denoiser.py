@@ -240,6 +240,7 @@ def test_wrong_prompt_width(make_unet: Any) -> None:
         ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "UNetMidBlock2DSimpleCrossAttn"),
         ({"encoder_hid_dim": 24, "encoder_hid_dim_type": "text_proj"}, "encoder_hid_dim_type"),
         ({"addition_embed_type": "text"}, "addition_embed_type text"),
+        ({"addition_embed_type": "text_time", "cross_attention_dim": 1280}, "SDXL's refiner"),
         ({"center_input_sample": True}, "center_input_sample"),
         ({"cross_attention_dim": (32, 32, 32, 32)}, "cross_attention_dim per block"),
     ],

@@ -40,6 +40,8 @@ def _devices() -> dict[str, Any]:
     found = [f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"]
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
+        # torch only warns of a GPU that it has no kernels for.
+        (torch.ones(1, device=f"cuda:{index}") + 1).item()
         found.append(f"cuda:{index} ({about.name}, {about.total_memory / GIB:.0f} GiB)")
     if torch.backends.mps.is_available():
         found.append("mps")

@@ -57,6 +57,7 @@ def mean_class_accuracy(correct: Tensor, labels: Tensor) -> float:
             f"expected [N] and [N] of at least one item, got {list(correct.shape)} and "
             f"{list(labels.shape)}."
         )
+    correct, labels = correct.cpu(), labels.cpu()  # Apple's mps has no float64
     _, group, counts = labels.unique(return_inverse=True, return_counts=True)
     right = torch.zeros(len(counts), dtype=torch.float64, device=correct.device)
     return float((right.index_add(0, group, correct.double()) / counts).mean())

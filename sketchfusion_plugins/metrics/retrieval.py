@@ -229,7 +229,8 @@ def _score(
         answerable.append(kept.cpu())
         # torch.topk would be cheaper but orders equal scores as it likes.
         order = scores[kept].argsort(dim=1, descending=True, stable=True)[:, :deepest]
-        hits, count = relevant[kept].gather(1, order), count[kept]
+        # Apple's mps has no float64.
+        hits, count = relevant[kept].gather(1, order).cpu(), count[kept].cpu()
         for name, (kind, k) in depths.items():
             if kind == "mAP":
                 value = average_precision(hits[:, :k], count, formula)
