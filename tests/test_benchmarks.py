@@ -63,6 +63,21 @@ def test_every_row_is_measured(report: dict[str, Any]) -> None:
     assert rows["d"]["weights_mib"] < 0.6 * rows["c"]["weights_mib"]
 
 
+def test_fused_attention_is_counted(speed: ModuleType) -> None:
+    timing = sys.modules["timing"]
+    query = torch.randn(2, 4, 64, 32, requires_grad=True)
+
+    def attend(_: Any) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(query, query, query)
+
+    row = timing.Row("x", "", attend, grad=True)
+    forward = timing.run_once(row, query, count=True)[3]
+    # Two products of [64, 32] and [32, 64] per image and head, a multiply-add counting two.
+    assert forward == 2 * 4 * (2 * 2 * 64 * 64 * 32)
+    both = timing.Row("x", "", lambda image: attend(image).sum().backward(), grad=True)
+    assert timing.run_once(both, query, count=True)[3] > 2 * forward
+
+
 def test_ours_equals_the_plain_calls(report: dict[str, Any]) -> None:
     equal, close = report["cases"][0]["checks"]
     assert equal.endswith(": equal to 0.0001.")

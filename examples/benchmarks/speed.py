@@ -42,6 +42,8 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    # Else convolutions of the rows in float32 would have ten bits, and matrix products would not.
+    torch.backends.cudnn.allow_tf32 = False
     fp32 = build_models(options.model, "float32", device)
     bf16 = build_models(options.model, "bfloat16", device, fp32.encoder)
     report: dict[str, Any] = {
@@ -67,7 +69,7 @@ def main() -> None:
             rows += without(fp32, bf16, light_vae=options.model == "base")
             rows += training(fp32, bf16)
         rows = _chosen(rows, options, first=number == 0, batch=batch, size=size)
-        results = measure(rows, image, options.repeats)
+        results = measure(rows, image, options.repeats, options.patience)
         report["cases"].append(
             {
                 "size": size,
@@ -96,6 +98,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", help="keys or their letters, such as c d f h; all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=2, help="timed runs of a row")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=20.0,
+        help="seconds above which a row is not repeated: its first run, cold, counts",
+    )
     parser.add_argument("--threads", type=int, help="PyTorch's own number unless given")
     parser.add_argument(
         "--clock",
