@@ -31,7 +31,7 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", *session.posargs)
 
 
-@nox.session(python="3.11")
+@nox.session(python="3.11", venv_backend="uv")
 def lowest(session: nox.Session) -> None:
     """All tests, with the lowest versions that pyproject.toml declares."""
     session.install("--resolution", "lowest-direct", ".[dev]")

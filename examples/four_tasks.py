@@ -45,7 +45,8 @@ def main() -> None:
         config = read_config(name, options)
         data = load_task_data(name, **config.data)
         # After the last checkpoint heads are fitted, and adapters are written once more.
-        finished = run / f"finished_{arguments.iterations}"
+        chosen = (arguments.iterations, arguments.seed, arguments.weights, arguments.limit)
+        finished = run / "_".join(map(str, ("finished", *chosen)))
         if not finished.exists():
             train_task(config, data)
             finished.touch()

@@ -4,6 +4,7 @@ python examples/retrieve.py --out runs/retrieve
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
@@ -27,10 +28,10 @@ def main() -> None:
     print("held-out concepts:", {name: str(value) for name, value in row.items()})
 
     folder = arguments.out / "index"
-    if not folder.exists():
-        with IndexWriter.create(folder, dim=256) as index, torch.inference_mode():
-            for item in data.gallery:
-                index.add(task(item["image"][None]), [item["key"]])
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier model's
+    with IndexWriter.create(folder, dim=256) as index, torch.inference_mode():
+        for item in data.gallery:
+            index.add(task(item["image"][None]), [item["key"]])
     query = data.test[0]
     with torch.inference_mode():
         hits = SketchIndex.open(folder).search(task(query["image"][None]), k=5)[0]

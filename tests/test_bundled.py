@@ -72,7 +72,11 @@ def _assert_holds(module: nn.Module, file: Path, dtype: torch.dtype = torch.floa
 
 def test_files_are_safe_small_and_part_of_a_build() -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
+    assert {path.suffix for path in files if path.name != "LICENSE"} <= {
+        ".safetensors",
+        ".json",
+        ".md",
+    }
     # A wheel deflates its files.
     assert sum(len(zlib.compress(path.read_bytes())) for path in files) <= WHEEL
     for path in FOLDER.rglob("*.json"):
@@ -118,6 +122,20 @@ def test_ids_and_folders_of_the_same_name(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / ADAPTERS).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert bundled_weights(ADAPTERS) is None
+
+
+@torch.no_grad()
+def test_batch_norms_that_lost_their_activation_are_refused() -> None:
+    from timm.layers.norm_act import convert_sync_batchnorm
+
+    encoder = SketchFusionEncoder.from_pretrained(ADAPTERS)
+    image = torch.zeros(1, 3, 64, 64)
+    expected = encoder(image)
+    kept = convert_sync_batchnorm(encoder).eval()
+    torch.testing.assert_close(kept.eval()(image), expected)
+    plain = nn.SyncBatchNorm.convert_sync_batchnorm(SketchFusionEncoder.from_pretrained(ADAPTERS))
+    with pytest.raises(ValueError, match=r"drops the activation of .*Convert what trains alone"):
+        plain.train()
 
 
 # --- Foundations ---------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ COMMANDS = _commands()
 
 def test_blocks_are_found_and_of_a_language_that_is_tested() -> None:
     assert {block.document for block in BLOCKS} >= {"README.md", "examples/README.md"}
-    assert {block.language for block in BLOCKS} == {"bash", "python"}
+    assert {block.language for block in BLOCKS} == {"bash", "bibtex", "python"}
     assert len(COMMANDS) > 25
 
 
@@ -210,9 +210,11 @@ def test_python_of_other_documents_configures(folder: Path) -> None:
     from sketchfusion_plugins import EncoderConfig, preset
 
     blocks = [b for b in BLOCKS if b.document not in DOCUMENTS[:2] and b.language == "python"]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
-        if "_base_" in block.text:
+        if "custom_imports" in block.text:
+            _check_own_config(block.text, folder)
+        elif "_base_" in block.text:
             (folder / "config.py").write_text(block.text)
             config = Config.fromfile(folder / "config.py")
             assert config.model.backbone.type == "SketchFusion"
@@ -221,6 +223,49 @@ def test_python_of_other_documents_configures(folder: Path) -> None:
             names: dict[str, Any] = {"preset": preset}
             exec(block.text, names)
             assert isinstance(names["config"], EncoderConfig)
+
+
+def _check_own_config(text: str, folder: Path) -> None:
+    """It makes a model of one that has another backbone, and that model trains."""
+    import torch
+    from mmengine.config import Config
+    from mmengine.registry import DefaultScope, init_default_scope
+    from mmseg.registry import MODELS
+    from mmseg.utils import register_all_modules
+
+    base = {
+        "model": {
+            "type": "EncoderDecoder",
+            "data_preprocessor": {"type": "SegDataPreProcessor", "mean": [123.675, 116.28, 103.53]},
+            "backbone": {"type": "ResNetV1c", "depth": 50, "out_indices": (0, 1, 2, 3)},
+            "neck": {"type": "FPN", "in_channels": [256, 512, 1024, 2048], "num_outs": 4},
+            "decode_head": {
+                "type": "FPNHead",
+                "in_channels": [256] * 4,
+                "in_index": [0, 1, 2, 3],
+                "feature_strides": [4, 8, 16, 32],
+                "channels": 8,
+                "num_classes": 3,
+                "norm_cfg": {"type": "BN"},
+                "align_corners": False,
+            },
+            "test_cfg": {"mode": "whole"},
+        },
+        "optim_wrapper": {"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.1}},
+    }
+    Config(base).dump(folder / "base.py")
+    (folder / "own.py").write_text(f'_base_ = "./base.py"\n{text}')
+    config = Config.fromfile(folder / "own.py")
+    register_all_modules(init_default_scope=False)
+    scopes = dict(DefaultScope._instance_dict)
+    init_default_scope("mmseg")
+    model = MODELS.build(config.model)
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(scopes)
+    logits = model(torch.zeros(1, 3, 64, 96))
+    assert logits.shape == (1, 3, 16, 24) and logits.requires_grad
+    assert model.data_preprocessor.mean.flatten().tolist() == [127.5] * 3
+    assert config.optim_wrapper.constructor == "AdapterOptimWrapperConstructor"
 
 
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")

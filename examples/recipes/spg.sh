@@ -5,4 +5,5 @@
 set -euo pipefail
 folder=${1:?usage: spg.sh FOLDER}
 sketchfusion mm-train base_fpn_spg_336 --work-dir runs/spg --resume --cfg-options \
-  "train_dataloader.dataset.data_root=$folder" "val_dataloader.dataset.data_root=$folder"
+  "train_dataloader.dataset.data_root=$folder" "val_dataloader.dataset.data_root=$folder" \
+  "test_dataloader.dataset.data_root=$folder"

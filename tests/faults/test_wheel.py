@@ -42,7 +42,7 @@ def test_wheel_holds_what_is_ours_alone(wheel: zipfile.ZipFile) -> None:
         path = Path(name)
         if name not in metadata:
             assert path.parts[0] in FOLDERS
-            assert path.suffix in SUFFIXES, name
+            assert path.suffix in SUFFIXES or path.name == "LICENSE", name
             assert not path.name.startswith("test_"), name
             assert size <= LARGEST.get(path.suffix, 1e6), name
 
@@ -54,9 +54,16 @@ def test_licences_are_named_and_there(wheel: zipfile.ZipFile) -> None:
     fields = Parser().parsestr(wheel.read(metadata).decode())
     # SPDX: the code, the bundled weights.
     assert fields["License-Expression"] == "Apache-2.0 AND CC-BY-SA-4.0"
-    (licence,) = (name for name in names if name.endswith(".dist-info/licenses/LICENSE"))
-    text = wheel.read(licence).decode()
-    assert "Apache License" in text and "Version 2.0" in text
+    texts = {
+        name.split("/licenses/")[1]: wheel.read(name).decode()
+        for name in names
+        if ".dist-info/licenses/" in name
+    }
+    assert set(texts) == {"LICENSE", "sketchfusion_plugins/weights/tiny/LICENSE"}
+    assert "Apache License" in texts["LICENSE"] and "Version 2.0" in texts["LICENSE"]
+    assert "Copyright 2026 The SketchFusion plugins developers" in texts["LICENSE"]
+    weights = texts["sketchfusion_plugins/weights/tiny/LICENSE"]
+    assert weights.startswith("Attribution-ShareAlike 4.0 International")
     for folder in {Path(name).parts[2] for name in names if "/weights/" in name}:
         card = wheel.read(f"sketchfusion_plugins/weights/{folder}/README.md").decode()
         assert card.startswith("---\nlicense: cc-by-sa-4.0\n")
