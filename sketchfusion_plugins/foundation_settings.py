@@ -56,17 +56,18 @@ def read_settings(encoder: Any) -> Settings:
 def refuse_lost_activations(foundations: Iterable[nn.Module]) -> None:
     """Refuse foundations whose batch norms lost the activation that they bring.
 
-    torch's conversion to SyncBatchNorm, which Lightning and mmengine's ``sync_bn`` use, puts plain
-    ones in the place of timm's ``BatchNormAct2d``. Names and weights stay as they were.
+    torch's conversion to SyncBatchNorm, which Lightning and mmengine's ``sync_bn="torch"`` use,
+    puts plain ones in the place of timm's ``BatchNormAct2d``. Names and weights stay as they were.
 
     Raises:
         ValueError: A part was converted so.
     """
     for foundation in foundations:
         for name, module in foundation.named_modules():
-            if type(module) is nn.SyncBatchNorm and hasattr(module, "act"):
+            lost = getattr(module, "act", nn.Identity())
+            if type(module) is nn.SyncBatchNorm and not isinstance(lost, nn.Identity):
                 raise ValueError(
-                    f"the frozen foundations were converted to SyncBatchNorm, which drops the "
+                    f"the foundations were converted to SyncBatchNorm, which drops the "
                     f"activation of {name}: features would be wrong. Convert what trains alone "
                     "(mmseg: model.decode_head.norm_cfg.type=SyncBN), or by "
                     "timm.layers.convert_sync_batchnorm."

@@ -247,6 +247,14 @@ def test_the_longest_unused_go_when_the_limit_is_reached(tmp_path: Path) -> None
     assert store.size() <= MEBIBYTE
 
 
+def test_a_record_above_the_limit_costs_no_other(tmp_path: Path) -> None:
+    FeatureStore(tmp_path, 2 * 2**20).put("0" * 64, {"map": torch.zeros(1000)})
+    store = FeatureStore(tmp_path, 2 * 2**20)
+    with pytest.warns(UserWarning, match=r"keeps no record of 3145728 bytes, .* limit of 2097152"):
+        store.put("1" * 64, {"map": torch.zeros(3 * 2**18)})
+    assert store.get("0" * 64) is not None and store.get("1" * 64) is None
+
+
 def test_limit_holds_for_several_writers_that_do_not_know_of_each_other(tmp_path: Path) -> None:
     stores = [FeatureStore(tmp_path, MEBIBYTE) for _ in range(4)]
     values = {"a": torch.zeros(20_000, dtype=torch.uint8)}

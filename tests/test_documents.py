@@ -230,13 +230,25 @@ def _check_own_config(text: str, folder: Path) -> None:
     import torch
     from mmengine.config import Config
     from mmengine.registry import DefaultScope, init_default_scope
+    from mmengine.structures import PixelData
     from mmseg.registry import MODELS
+    from mmseg.structures import SegDataSample
     from mmseg.utils import register_all_modules
 
+    # As mmseg's own _base_/models/fpn_r50.py, made for crops.
     base = {
         "model": {
             "type": "EncoderDecoder",
-            "data_preprocessor": {"type": "SegDataPreProcessor", "mean": [123.675, 116.28, 103.53]},
+            "pretrained": "open-mmlab://resnet50_v1c",
+            "data_preprocessor": {
+                "type": "SegDataPreProcessor",
+                "mean": [123.675, 116.28, 103.53],
+                "std": [58.395, 57.12, 57.375],
+                "bgr_to_rgb": True,
+                "pad_val": 0,
+                "seg_pad_val": 255,
+                "size": (512, 512),
+            },
             "backbone": {"type": "ResNetV1c", "depth": 50, "out_indices": (0, 1, 2, 3)},
             "neck": {"type": "FPN", "in_channels": [256, 512, 1024, 2048], "num_outs": 4},
             "decode_head": {
@@ -262,9 +274,12 @@ def _check_own_config(text: str, folder: Path) -> None:
     model = MODELS.build(config.model)
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(scopes)
-    logits = model(torch.zeros(1, 3, 64, 96))
-    assert logits.shape == (1, 3, 16, 24) and logits.requires_grad
-    assert model.data_preprocessor.mean.flatten().tolist() == [127.5] * 3
+    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, 70, 50, dtype=torch.int64)))
+    white = torch.full((3, 70, 50), 255, dtype=torch.uint8)
+    made = model.data_preprocessor({"inputs": [white], "data_samples": [sample]}, training=True)
+    assert made["inputs"].shape == (1, 3, 96, 64) and (made["inputs"] == 1).all()
+    logits = model(made["inputs"])
+    assert logits.shape == (1, 3, 24, 16) and logits.requires_grad
     assert config.optim_wrapper.constructor == "AdapterOptimWrapperConstructor"
 
 

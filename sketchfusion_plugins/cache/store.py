@@ -153,6 +153,13 @@ class FeatureStore:
 
     def _has_room(self, size: int) -> bool:
         """Whether some bytes may be written, for which records are deleted if need be."""
+        if size > self.limit:
+            self._tell(
+                "large",
+                f"{self.folder} keeps no record of {size} bytes, which is more than its limit of "
+                f"{self.limit}. Give it a larger limit: FeatureStore(folder, limit=BYTES).",
+            )
+            return False
         with self._lock:
             self._wanted += size
             known = self._size is not None and (

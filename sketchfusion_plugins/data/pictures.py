@@ -140,7 +140,7 @@ def by_concept_split(
     hash are trained on; of two or three names one is held out.
 
     So data may grow: where more than two names are trained on, none of them is held out when names
-    are added. Where there are two, they may have been left so that there are two, and either can be
+    are added. Where there are two or one, they may have been left so that there are any, and can be
     held out later.
 
     Args:

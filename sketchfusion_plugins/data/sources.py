@@ -89,7 +89,7 @@ def find_loader(task: str, source: str) -> Loader:
     Raises:
         ValueError: Unknown task or source, or a source without data for the task.
     """
-    (name, _, label), folder = source_name(source).partition("@"), source.partition(":")[2]
+    (name, at, label), folder = source_name(source).partition("@"), source.partition(":")[2]
     if task not in SOURCES:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(SOURCES)}.")
     if name not in SOURCES[task]:
@@ -98,7 +98,7 @@ def find_loader(task: str, source: str) -> Loader:
             "its folder after a colon (all but openmoji), such as "
             f"'{next(known for known in SOURCES[task] if known != 'openmoji')}:/data'."
         )
-    if (name == "openmoji") == bool(folder) or (label and not folder):
+    if (name == "openmoji") == bool(folder) or (at and not (label and folder)):
         raise ValueError(
             f"expected 'openmoji' or a name with its folder, such as 'sketchy:/data/sketchy' or "
             f"'tuberlin@mine:/data/mine', got {source!r}."

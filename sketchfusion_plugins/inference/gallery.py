@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -201,6 +201,8 @@ def add_pictures(
             batch_size=batch_size,
             progress=progress,
         )
+        # Readers, bars and parts end where this does.
+        stack.enter_context(closing(batches))
         directed = (_directed(*batch, problems) for batch in batches)
         for kept, found in _saved_when_stopped(directed, commit):
             if not kept:

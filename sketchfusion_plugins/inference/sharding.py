@@ -16,7 +16,7 @@ import glob
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
@@ -139,7 +139,7 @@ def describe_together(
     fingerprint: str,
     batch_size: int = 16,
     progress: bool = True,
-) -> Iterator[tuple[list[Path], Tensor]]:
+) -> Generator[tuple[list[Path], Tensor]]:
     """`describe_files` by all processes.
 
     Batches are dealt out whole, so that their composition, and with it every bit of a descriptor,

@@ -28,6 +28,7 @@ from sketchfusion_plugins.mm.safe_loading import (
 KEPT = (
     "augment",
     "data.",
+    "encoder.adapters",
     "encoder.changes.",
     "optim_wrapper.",
     "param_scheduler.",

@@ -164,18 +164,14 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
             "are frozen. Keep 'foundations' in the cache, not 'results'."
         )
     task.image_size = data.size
-    if data.split_seed is not None:
-        name = source_name(data.source)
-        own, begun = (task.name, name, data.split_seed), config.encoder.get("adapters")
-        before = trained_on(str(begun)) if begun else ()
-        task.split = Split(name, data.split_seed, tuple(run for run in before if run != own))
+    task.split = _split_of(data, config)
     if start is None and data.fit is not None:
         task.to(get_device()).fit_head(_fitted_part(data.fit, task, config.judge.batch_size))
     judge = Judge(data, get_device(), **config.judge)
     hooks: list[Hook] = [SeedIterationHook(seed)]
     chosen = list(config.get("custom_hooks") or [])
     # A list is replaced as a whole, by --set too; what was trained is always kept.
-    if not any(hook["type"] == "SaveAdaptersHook" for hook in chosen):
+    if not any("SaveAdaptersHook" in str(hook) for hook in chosen):
         chosen.append({"type": "SaveAdaptersHook"})
     if config.get("overwrite") and not resume:
         hooks.append(ReplaceRunHook())
@@ -253,6 +249,17 @@ def _fitted_part(data: Samples, task: Task, batch_size: int) -> Iterator[dict[st
             key: value.to(get_device()) if isinstance(value, Tensor) else value
             for key, value in batch.items()
         }
+
+
+def _split_of(data: TaskData, config: Config) -> Split | None:
+    """The split to remember, with those that the adapters to start from were trained on."""
+    begun = config.encoder.get("adapters")
+    before = trained_on(str(begun)) if begun else ()
+    if data.split_seed is None:
+        return Split("", 0, before) if before else None
+    name = source_name(data.source)
+    own = (data.task, name, data.split_seed)
+    return Split(name, data.split_seed, tuple(run for run in before if run != own))
 
 
 def _settings_of(data: TaskData) -> dict[str, Any]:

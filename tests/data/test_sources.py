@@ -602,6 +602,7 @@ def test_two_steps_of_training_and_evaluation(
         ("recognition", "sketchy:", ValueError, "got 'sketchy:'"),
         ("recognition", "openmoji:/data", ValueError, "got 'openmoji:/data'"),
         ("recognition", "openmoji@mine", ValueError, "got 'openmoji@mine'"),
+        ("recognition", "tuberlin@:/data", ValueError, "got 'tuberlin@:/data'"),
         (
             "recognition",
             "tuberlin@mine",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,31 @@ def test_data_may_lie_elsewhere_but_not_be_others(
     with pytest.raises(ValueError, match=r"has [56] items to train on, .* those of the run were 3"):
         train_task(config_of(tmp_path / "work", **again))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*")} == before
+
+
+def test_what_adapters_were_trained_on_stays_known(
+    config_of: Callable[..., Any], done: Path, tmp_path: Path
+) -> None:
+    from sketchfusion_plugins.adapter_file import Split, read_split
+    from sketchfusion_plugins.data.sources import load_task_data
+    from sketchfusion_plugins.inference.splits import trained_on
+    from sketchfusion_plugins.mm.train_task import train_task
+
+    task = load_task(done / "adapters")
+    assert task.split == Split("openmoji", 0)
+    task.split = Split("tuberlin", 4, (("recognition", "sketchy", 0),))
+    task.save_pretrained(tmp_path / "begun")
+    earlier = (("recognition", "sketchy", 0), ("retrieval", "tuberlin", 4))
+    begun = {"adapters": str(tmp_path / "begun"), "_delete_": True}
+    train_task(config_of(tmp_path / "work", encoder=dict(begun), train_cfg__max_iters=1))
+    assert read_split(tmp_path / "work/adapters") == Split("openmoji", 0, earlier)
+    known = (*earlier, ("retrieval", "openmoji", 0))
+    assert trained_on(str(tmp_path / "work/adapters")) == known
+    # Data that do not say how they are split change nothing about it.
+    data = replace(load_task_data("retrieval", "openmoji", 32, limit=45), split_seed=None)
+    config = config_of(tmp_path / "own", encoder=dict(begun), train_cfg__max_iters=1)
+    train_task(config, data)
+    assert trained_on(str(tmp_path / "own/adapters"))[:2] == earlier
 
 
 def test_the_config_in_a_checkpoint_is_not_executed(
