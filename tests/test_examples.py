@@ -102,7 +102,7 @@ def test_the_four_tasks_script_trains_judges_and_goes_on(tmp_path: Path) -> None
     assert (run / "iter_2.pth").stat().st_mtime_ns == written
     assert (tmp_path / "runs" / "retrieval.md").read_text() == report
     # As a kill between the last checkpoint and the last adapters leaves it.
-    (run / "finished_2").unlink()
+    (run / "finished_2_0_pretrained_150").unlink()
     shutil.rmtree(run / "adapters")
     _run(*command, "--limit", 150, folder=tmp_path)
     assert (run / "adapters" / "adapters.safetensors").is_file()

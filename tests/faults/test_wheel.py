@@ -64,6 +64,7 @@ def test_licences_are_named_and_there(wheel: zipfile.ZipFile) -> None:
     assert "Copyright 2026 The SketchFusion plugins developers" in texts["LICENSE"]
     weights = texts["sketchfusion_plugins/weights/tiny/LICENSE"]
     assert weights.startswith("Attribution-ShareAlike 4.0 International")
-    for folder in {Path(name).parts[2] for name in names if "/weights/" in name}:
+    packed = (name for name in names if name.startswith("sketchfusion_plugins/weights/"))
+    for folder in {Path(name).parts[2] for name in packed}:
         card = wheel.read(f"sketchfusion_plugins/weights/{folder}/README.md").decode()
         assert card.startswith("---\nlicense: cc-by-sa-4.0\n")
