@@ -37,6 +37,15 @@ def test_launcher_without_torchrun_is_refused(commands: Any, arguments: list[str
     assert not commands
 
 
+def test_processes_on_mps_are_refused(commands: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(ValueError, match=f"on Apple's mps.*Run: sketchfusion mm-train {NAME}"):
+        mmseg_scripts.run_tool("train", NAME, ["--launcher", "pytorch"])
+    assert not commands
+    assert mmseg_scripts.run_tool("train", NAME, []) == 0
+
+
 @pytest.mark.parametrize("accelerated", [True, False])
 @pytest.mark.parametrize(
     ("arguments", "launched"),
@@ -57,6 +66,7 @@ def test_only_cpu_processes_of_torchrun_join_a_group_first(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerated)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert mmseg_scripts.run_tool("train", NAME, arguments) == 0
     ((_, *command),) = commands
     if launched and not accelerated:

@@ -292,9 +292,6 @@ def test_timm_tokens_equal_timm(name: str) -> None:
         grid = (size[0] // patch, size[1] // patch)
         model, branch = _timm_pair(name, final_norm=True)
         tokens = model.forward_features(pixels)[:, model.num_prefix_tokens :]
-        if isinstance(model.norm, torch.nn.Identity):
-            assert isinstance(model.fc_norm, torch.nn.LayerNorm), "it pools by the mean"
-            tokens = model.fc_norm(tokens)
         assert torch.equal(branch(pixels), tokens.transpose(1, 2).unflatten(2, grid))
 
         model, branch = _timm_pair(name, final_norm=False)
@@ -303,6 +300,21 @@ def test_timm_tokens_equal_timm(name: str) -> None:
         model.forward_features(pixels)
         tokens = last[0][:, model.num_prefix_tokens :]
         assert torch.equal(branch(pixels), tokens.transpose(1, 2).unflatten(2, grid))
+
+
+@torch.no_grad()
+def test_a_norm_that_timm_has_after_pooling_is_the_last_one_of_tokens() -> None:
+    options = {"num_classes": 0, "dynamic_img_size": True, "global_pool": "avg"}
+    model = timm.create_model("test_vit", **options).eval()
+    assert isinstance(model.norm, torch.nn.Identity)
+    torch.nn.init.normal_(model.fc_norm.weight)
+    pixels = _pixels(64, 48)
+    tokens = model.forward_features(pixels)[:, model.num_prefix_tokens :]
+    expected = model.fc_norm(tokens)
+    assert not torch.allclose(tokens, expected)
+    for final_norm, wanted in ((True, expected), (False, tokens)):
+        got = TimmVision(deepcopy(model), final_norm).eval()(pixels)
+        assert torch.equal(got, wanted.transpose(1, 2).unflatten(2, (4, 3)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

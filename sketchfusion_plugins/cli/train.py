@@ -128,6 +128,7 @@ def train(
     if resume and overwrite:
         raise typer.BadParameter("contradicts --resume; give one.", param_hint="--overwrite")
     with errors_in_one_line(), redirect_stdout(sys.stderr):
+        from sketchfusion_plugins.cache.store import GIBIBYTE
         from sketchfusion_plugins.mm.settings import merge_settings
         from sketchfusion_plugins.mm.train_task import read_config, train_task
 
@@ -140,7 +141,7 @@ def train(
             "data.source": data,
             "augment": augment,
             "encoder.cache.folder": None if cache is None else str(cache),
-            "encoder.cache.limit": None if cache_limit is None else cache_limit * 2**30,
+            "encoder.cache.limit": None if cache_limit is None else cache_limit * GIBIBYTE,
             "data.size": size,
             "data.limit": limit,
             "data.seed": split_seed,

@@ -366,6 +366,18 @@ def test_launching_without_torchrun_says_how(
         train_task(config)
 
 
+def test_processes_on_mps_are_refused(
+    config_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sketchfusion_plugins.mm import train_task
+
+    config = config_of("retrieval", tmp_path, launcher="pytorch")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(train_task, "get_device", lambda: "mps")
+    with pytest.raises(ValueError, match=r"launcher 'pytorch' on Apple's mps.* without --launcher"):
+        train_task.train_task(config)
+
+
 def test_determinism_that_a_gpu_does_not_have_is_refused(
     config_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
