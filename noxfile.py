@@ -51,7 +51,7 @@ def upstream(session: nox.Session) -> None:
     """MMSegmentation's part on OpenMMLab's own releases in place of the forks."""
     # What the extra "tasks" brings, but for the fork of mmengine.
     tasks = ["faiss-cpu", "filelock", "kornia", "opencv-python", "pytorch-metric-learning"]
-    tools = ["hypothesis", "pytest", "pytest-timeout", "torchmetrics"]
+    tools = ["hypothesis", "pytest", "pytest-xdist", "torchmetrics"]
     session.install(".[mmseg-upstream,quickstart]", *tasks, *tools)
     session.run("pytest", *(session.posargs or ["tests/mm"]))
 

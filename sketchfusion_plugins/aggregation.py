@@ -58,9 +58,8 @@ class Bottleneck(nn.Module):
         size = (level.shape[-2], level.shape[-1]) if size is None else size
         if level.shape[-2:].numel() > size[0] * size[1]:
             level = _resize(level, size)
-        # In place: no backward pass reads what a GroupNorm gave.
-        hidden = F.relu_(self.reduce_norm(_resize(self.reduce(level), size)))
-        hidden = F.relu_(self.mix_norm(self.mix(hidden)))
+        hidden = F.relu(self.reduce_norm(_resize(self.reduce(level), size)))
+        hidden = F.relu(self.mix_norm(self.mix(hidden)))
         hidden = self.expand_norm(self.expand(hidden))
         if isinstance(self.shortcut, nn.Sequential):
             projection, norm = self.shortcut

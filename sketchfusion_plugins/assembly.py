@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sketchfusion_plugins.aggregation import AdaptiveAggregation, AdaptivePyramid
 from sketchfusion_plugins.config import EncoderConfig
@@ -132,7 +134,7 @@ def checkpoint_blocks(
         modules.append(diffusion.vae)
     for module in modules:
         if enable:
-            module.enable_gradient_checkpointing()
+            module.enable_gradient_checkpointing(_recompute)
         else:
             module.disable_gradient_checkpointing()
     model = getattr(semantic, "model", None)
@@ -140,7 +142,15 @@ def checkpoint_blocks(
         return
     if hasattr(model, "set_grad_checkpointing"):
         model.set_grad_checkpointing(enable)
-    elif enable:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        return
+    # transformers 5.24 has renamed both; the former names end with version 6.
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if enable:
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
     else:
-        model.gradient_checkpointing_disable()
+        getattr(model, f"{name}_checkpointing_disable")()
+
+
+def _recompute(block: nn.Module, *inputs: Any) -> Any:
+    """What diffusers does by default, as a function that can be pickled with its model."""
+    return checkpoint(block.__call__, *inputs, use_reentrant=False)

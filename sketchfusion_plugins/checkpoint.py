@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from sketchfusion_plugins.encoder import SketchFusionEncoder
 
 WRAPPERS = (nn.DataParallel, DistributedDataParallel, AveragedModel)
+# timm's own averages, whose package is not loaded for their sake.
+TIMM_WRAPPERS = ("ModelEmaV2", "ModelEmaV3")
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -53,7 +55,8 @@ def unwrap(module: nn.Module) -> nn.Module:
     names = dict(module.named_children())
     if "_orig_mod" in names:
         return unwrap(names["_orig_mod"])
-    return unwrap(names["module"]) if isinstance(module, WRAPPERS) else module
+    wraps = isinstance(module, WRAPPERS) or type(module).__name__ in TIMM_WRAPPERS
+    return unwrap(names["module"]) if wraps else module
 
 
 def find_encoder(module: nn.Module) -> tuple[str, SketchFusionEncoder]:
@@ -146,21 +149,20 @@ def describe(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def save_adapters(
-    module: nn.Module, folder: str | Path, others: Mapping[str, Any] | None = None
-) -> None:
+def save_adapters(module: nn.Module, folder: str | Path) -> None:
     """Write a module's adapters to a folder, atomically.
 
     Foundations that were trained, now or before they were loaded from a checkpoint, go with them,
     and with a warning those that a state dict has put in the place of the ones that were built, or
-    that something was added to, such as LoRA.
+    that something was added to, such as LoRA. The folder is a model of timm's too,
+    ``local-dir:FOLDER``: with a classifier if a timm model is written, else without one; unless
+    there is no aggregation to one map.
 
     Args:
         module: A `SketchFusionEncoder`, or a module with one inside, compiled or wrapped for data
-            parallelism or not.
+            parallelism or not. One with a method ``config_entries`` says itself what other
+            libraries look for in ``config.json``, which this one never reads.
         folder: Folder to write; other files in it are left alone.
-        others: What other libraries look for in ``config.json``; this one never reads it. None for
-            what makes the folder a model of timm's, ``local-dir:FOLDER``, without a classifier.
 
     Raises:
         OSError: The folder cannot be written; what it held is untouched.
@@ -180,15 +182,15 @@ def save_adapters(
             stacklevel=2,
         )
         trained = encoder.holds_trained_foundations = True
+    own: Callable[[], Mapping[str, Any]] | None = getattr(module, "config_entries", None)
+    others = timm_entries(encoder.config, description["task"]) if own is None else own()
+    told = json.dumps({**others, **description}, indent=2)
     write_safetensors(
         _state(module, with_foundations=trained),
         folder / WEIGHTS_FILE,
         {"sketchfusion": json.dumps(description)},
     )
-    if others is None:
-        others = timm_entries(encoder.config, description["task"])
-    told = {**others, **description}
-    write_text(json.dumps(told, indent=2) + "\n", folder / CONFIG_FILE)
+    write_text(told + "\n", folder / CONFIG_FILE)
 
 
 def load_adapters(

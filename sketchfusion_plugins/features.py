@@ -157,8 +157,8 @@ class TimmFeatures(Features):
         from torchvision.transforms.v2 import Normalize
 
         # Convolutional models read any size, and take no such argument.
-        known = timm.get_pretrained_cfg(name)
-        fixed = size is not None and known is not None and known.fixed_input_size
+        known = timm.models.resolve_model_input_args(name)["pretrained_cfg"]
+        fixed = size is not None and known["fixed_input_size"]
         sizing = {"img_size": size} if fixed else {}
         self.model = timm.create_model(
             name,

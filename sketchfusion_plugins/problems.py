@@ -24,7 +24,7 @@ class Problems:
     @property
     def first(self) -> str:
         """The line about the first one."""
-        return self.found[0] if self.found else "other processes tell which and why"
+        return self.found[0] if self.found else "no reason is known"
 
     def add(self, path: str | Path, error: Exception) -> None:
         """Collect a problem with a file, or with a line in it.

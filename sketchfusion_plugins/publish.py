@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sketchfusion_plugins.checkpoint import describe, find_encoder, save_adapters
+from sketchfusion_plugins.checkpoint import describe, find_encoder, save_adapters, unwrap
 from sketchfusion_plugins.files import write_text
 
 CARD_FILE = "README.md"
@@ -52,6 +52,7 @@ def push_adapters(
 def _model_card(module: nn.Module, repo_id: str) -> str:
     _, encoder = find_encoder(module)
     config, task = encoder.config, describe(module)["task"]
+    timm_classes = getattr(unwrap(module), "num_classes", 0)
     title, content = "SketchFusion adapters", "Injection and aggregation weights"
     code = (
         "from sketchfusion_plugins import SketchFusionEncoder\n\n"
@@ -66,6 +67,12 @@ def _model_card(module: nn.Module, repo_id: str) -> str:
         code = (
             "from sketchfusion_plugins.tasks.load import load_task\n\n"
             f'task = load_task("{repo_id}")\n'
+        )
+    elif timm_classes and hasattr(unwrap(module), "config_entries"):
+        content += f", with a classifier of {timm_classes} classes,"
+        code = (
+            "import sketchfusion_plugins, timm\n\n"
+            f'model = timm.create_model("hf-hub:{repo_id}", pretrained=True)\n'
         )
     included = "which are not included and keep"
     if not config.freeze_foundations or encoder.holds_trained_foundations:

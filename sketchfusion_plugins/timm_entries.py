@@ -32,10 +32,14 @@ _TIMM_BASE = ("sketchfusion_base", 336)
 def timm_entries(config: EncoderConfig, task: Mapping[str, Any] | None) -> dict[str, Any]:
     """Entries that make adapters a timm model without a classifier, ``local-dir:FOLDER``.
 
+    None for levels that are not aggregated to one map, which timm's models give.
+
     Args:
         config: The encoder's.
         task: Description of the task that the adapters were trained for, whose image size counts.
     """
+    if config.aggregation is None or not isinstance(config.aggregation.stride, int):
+        return {}
     name, side = _TIMM_MODELS.get(config.diffusion.source, _TIMM_BASE)
     side = (task or {}).get("image_size") or side
     return {

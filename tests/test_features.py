@@ -192,6 +192,15 @@ def test_timm_reads_safetensors_alone_from_a_folder(tmp_path: Path) -> None:
         TimmFeatures(f"local-dir:{tmp_path}")
 
 
+def test_a_transformer_in_a_folder_takes_the_size_that_is_asked_for(
+    sketches: Any, tmp_path: Path
+) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=1).eval()
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True, model_args={"depth": 1})
+    features = TimmFeatures(f"local-dir:{tmp_path}", size=64)
+    assert features(sketches(1, 90, 70)).shape == (1, 192, 4, 4)
+
+
 def test_timm_stays_frozen_in_training(sketches: Any) -> None:
     model = TimmFeatures("resnet10t", pretrained=False)
     images = sketches(2, 64)

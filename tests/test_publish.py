@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import huggingface_hub
 import pytest
+import timm
 import torch
 
 from sketchfusion_plugins import SketchFusionEncoder
@@ -45,7 +46,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[FakeHub]:
     monkeypatch.setattr(FakeHub, "repositories", {}, raising=False)
     monkeypatch.setattr(FakeHub, "calls", {}, raising=False)
 
-    def download(repo: str, filename: str, revision: str | None) -> str:
+    def download(repo: str, filename: str, revision: str | None, **_: Any) -> str:
         (tmp_path / filename).write_bytes(FakeHub.repositories[repo][filename])
         return str(tmp_path / filename)
 
@@ -92,6 +93,23 @@ def test_a_card_that_is_there_stays(build: Any, hub: type[FakeHub]) -> None:
     encoder.push_to_hub("sketches")
     assert hub.repositories["me/sketches"]["README.md"] == b"my own words"
     _assert_same(SketchFusionEncoder.from_pretrained("me/sketches"), encoder)
+
+
+def test_a_classifier_of_timm_comes_back_whole(
+    hub: type[FakeHub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = timm.create_model(
+        "sketchfusion_tiny", pretrained=True, num_classes=5, global_pool="max"
+    ).eval()
+    push_adapters(model, "classifier")
+    card = hub.repositories["me/classifier"]["README.md"].decode()
+    assert "with a classifier of 5 classes, for `" in card
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", huggingface_hub.hf_hub_download)
+    loaded = _run(card)["model"].eval()
+    _assert_same(loaded, model)
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(loaded(image), model(image))
 
 
 @pytest.mark.parametrize(

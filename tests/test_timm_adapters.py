@@ -19,14 +19,15 @@ from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_model_data_config
 from timm.models._features import FeatureGetterNet, FeatureListNet
 from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV2, ModelEmaV3
 
 import sketchfusion_plugins
 from sketchfusion_plugins import CheckpointError, SketchFusionEncoder
 from sketchfusion_plugins.adapter_file import WEIGHTS_FILE
-from sketchfusion_plugins.checkpoint import adapter_state, save_adapters
+from sketchfusion_plugins.checkpoint import adapter_state, load_adapters, save_adapters
 from sketchfusion_plugins.config import STABLE_DIFFUSION_21
 from sketchfusion_plugins.presets import STABLE_DIFFUSION_15, preset
-from sketchfusion_plugins.tasks.load import build_task
+from sketchfusion_plugins.tasks.load import build_task, load_task
 
 TINY = "sketchfusion_tiny"
 
@@ -170,6 +171,38 @@ def test_training_reaches_adapters_and_head_alone() -> None:
     for name, tensor in model.state_dict().items():
         frozen = name.startswith(("encoder.diffusion.", "encoder.semantic."))
         assert torch.equal(tensor, before[name]) == frozen, name
+
+
+def test_gradient_checkpointing_is_switched_by_timm() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(TINY, num_classes=4).train()
+    image, results = torch.rand(2, 3, 64, 64) * 2 - 1, []
+    block = model.encoder.diffusion.denoiser.unet.up_blocks[1].resnets[0]
+    calls: list[int] = []
+    block.register_forward_pre_hook(lambda *_: calls.append(1))
+    for enable in (False, True):
+        calls.clear()
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(image).square().mean().backward()
+        grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        results.append(({name: grad.clone() for name, grad in grads.items()}, len(calls)))
+    (plain, once), (others, twice) = results
+    assert (once, twice) == (1, 2)
+    assert plain.keys() == others.keys()
+    for name, grad in plain.items():
+        torch.testing.assert_close(others[name], grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_the_size_before_the_classifier_is_that_of_what_is_pooled() -> None:
+    image = torch.zeros(1, 3, 64, 64)
+    model = timm.create_model(TINY, num_classes=4, global_pool="catavgmax").eval()
+    for pool, factor in ((None, 2), ("max", 1), ("catavgmax", 2)):
+        model.reset_classifier(3, pool)
+        pooled = model.forward_head(model.forward_features(image), pre_logits=True)
+        assert pooled.shape[1] == model.head_hidden_size == factor * model.num_features
+    model.prune_intermediate_layers(2, prune_norm=True)
+    assert model.head_hidden_size == model.num_features == model.feature_info[-1]["num_chs"]
 
 
 def test_layer_decay_follows_the_order_of_the_blocks() -> None:
@@ -682,14 +715,60 @@ def test_what_is_fresh_is_told(
     assert told in caplog.text
 
 
+def test_a_head_that_a_folder_has_is_not_called_fresh(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    timm.create_model(TINY, num_classes=5).save_pretrained(tmp_path)
+    timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert f"loaded adapters {tmp_path}." in caplog.text
+    timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=6)
+    assert f"loaded adapters {tmp_path}; a head is fresh." in caplog.text
+
+
+@pytest.mark.parametrize("wrapping", [ModelEmaV2, ModelEmaV3])
+def test_averages_of_timm_are_seen_through(wrapping: Any, tmp_path: Path) -> None:
+    task = build_task("retrieval", SketchFusionEncoder.from_pretrained("sketchfusion/tiny"))
+    save_adapters(wrapping(task), tmp_path)
+    loaded = load_task(tmp_path)
+    assert type(loaded) is type(task)
+    expected = adapter_state(task)
+    assert all(torch.equal(tensor, expected[n]) for n, tensor in adapter_state(loaded).items())
+    model = timm.create_model(TINY, num_classes=5)
+    save_adapters(wrapping(model), tmp_path / "classifier")
+    again = timm.create_model(f"local-dir:{tmp_path / 'classifier'}", pretrained=True)
+    assert torch.equal(again.head.fc.weight, model.head.fc.weight)
+
+
+def test_adapters_of_a_backbone_say_where_they_go(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    changes = {"injection__init": "official"}
+    backbone = timm.create_model(TINY, features_only=True, changes=changes).eval()
+    save_adapters(backbone, tmp_path)
+    assert "architecture" not in json.loads((tmp_path / "config.json").read_text())
+    overlay = {"file": str(tmp_path / WEIGHTS_FILE)}
+    with pytest.raises(ValueError, match=r"as features_only=True .*load_adapters\(model"):
+        timm.create_model(TINY, pretrained=True, features_only=True, pretrained_cfg_overlay=overlay)
+    again = timm.create_model(TINY, features_only=True, changes=changes).eval()
+    assert load_adapters(again, tmp_path) == []
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        for got, expected in zip(again(image), backbone(image), strict=True):
+            assert torch.equal(got, expected)
+
+
 def test_a_given_state_dict_is_told(
-    tiny: torch.nn.Module, caplog: pytest.LogCaptureFixture
+    tiny: torch.nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     overlay = {"state_dict": tiny.state_dict(), "num_classes": 5}
     model = timm.create_model(TINY, pretrained=True, num_classes=5, pretrained_cfg_overlay=overlay)
     assert torch.equal(model.head.fc.weight, tiny.head.fc.weight)
     assert "loaded the given state dict over them." in caplog.text
     assert "sketchfusion/tiny;" not in caplog.text
+    model.save_pretrained(tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(again(image), model.eval()(image))
 
 
 def test_features_by_fx_and_exported_programs(tiny: torch.nn.Module) -> None:

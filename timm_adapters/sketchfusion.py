@@ -62,6 +62,9 @@ class SketchFusion(nn.Module):
         allow_pickle: See `SketchFusionEncoder`.
         device: Device to build on.
         dtype: Precision of all parameters; foundations too.
+
+    Attributes:
+        fresh: Names of what trains and was not in the file that `load_pretrained` read last.
     """
 
     def __init__(
@@ -106,8 +109,9 @@ class SketchFusion(nn.Module):
                     "a timm model needs aggregation to one map; give AggregationConfig an integer "
                     "stride. For a pyramid use SketchFusionEncoder itself."
                 )
-            self.num_features = self.head_hidden_size = self.encoder.aggregator.out_channels
+            self.num_features = self.encoder.aggregator.out_channels
             self.head = NormClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
+            self.head_hidden_size = self.head.num_features
         blocks = self.encoder.level_blocks
         finest = blocks[0]
         self.feature_info = [
@@ -124,6 +128,7 @@ class SketchFusion(nn.Module):
         # The stride-4 level is the finest block's output too.
         self.feature_blocks = (finest.name, *(block.name for block in blocks))
         self.output_index: int | None = None
+        self.fresh: list[str] = []
         if dtype is not None:
             self.to(dtype)
 
@@ -191,7 +196,6 @@ class SketchFusion(nn.Module):
             self.encoder.set_taps(tuple(dict.fromkeys(self.feature_blocks[i] for i in taken)))
             self.output_index = last
             self.num_features = self.feature_info[last]["num_chs"]
-            self.head_hidden_size = self.num_features
             self._reset_head(self.num_classes, in_features=self.num_features)
         if prune_head:
             self.reset_classifier(0, "")
@@ -231,8 +235,9 @@ class SketchFusion(nn.Module):
 
     def load_pretrained(self, checkpoint_path: str | Path, prefix: str = "") -> None:
         """Load adapters from a file; called by timm for a cfg that names one."""
-        fresh = load_adapters(self, checkpoint_path, strict=False)
-        _logger.info("Loaded adapters %s; fresh: %s.", checkpoint_path, ", ".join(fresh) or "none")
+        self.fresh = load_adapters(self, checkpoint_path, strict=False)
+        fresh = ", ".join(self.fresh) or "none"
+        _logger.info("Loaded adapters %s; fresh: %s.", checkpoint_path, fresh)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write adapters and classifier, atomically, without frozen weights.
@@ -240,13 +245,14 @@ class SketchFusion(nn.Module):
         A model that timm made is loaded again by its folder, with the foundations it had:
         ``timm.create_model("local-dir:FOLDER", pretrained=True)``.
         """
-        save_adapters(self, folder, self._timm_config())
+        save_adapters(self, folder)
 
-    def _timm_config(self) -> dict[str, Any]:
-        """What timm reads of a ``config.json``; nothing for a model that timm did not make."""
-        if not getattr(self, "pretrained_cfg", None):
+    def config_entries(self) -> dict[str, Any]:
+        """What timm reads of a ``config.json``; nothing for a model that timm cannot make."""
+        if not getattr(self, "pretrained_cfg", None) or self.output_index is not None:
             return {}
         cfg = filter_pretrained_cfg(self.pretrained_cfg, remove_source=True)
+        cfg.pop("state_dict", None)
         cfg |= {"num_classes": self.num_classes, "hf_hub_filename": WEIGHTS_FILE}
         # A model made from timm's own export has False, which stands for a whole state dict.
         cfg["custom_load"] = "hf"
@@ -263,6 +269,7 @@ class SketchFusion(nn.Module):
         # A head without classifier has no parameter that tells its device.
         device = self.encoder.diffusion.denoiser.null_embedding.device
         self.head.reset(num_classes, device=device, dtype=self.encoder.dtype, **options)
+        self.head_hidden_size = self.head.num_features
 
     def _feature(self, levels: FeatureLevels, index: int, x: Tensor) -> Tensor:
         name = self.feature_blocks[index]

@@ -123,6 +123,18 @@ def _read_config(adapters: Path) -> EncoderConfig:
         ) from error
 
 
+def _refuse_levels(adapters: Path, config: EncoderConfig) -> None:
+    """Say where adapters of a backbone go, of which timm's models have no way to be made."""
+    if config.aggregation is not None and isinstance(config.aggregation.stride, int):
+        return
+    raise ValueError(
+        f"{adapters} holds levels that are not aggregated to one map, as features_only=True and "
+        "segmentation_models.pytorch train them. Make the model as it was made then, without this "
+        "file, and load it by sketchfusion_plugins.checkpoint.load_adapters(model, FOLDER); or "
+        "use SketchFusionEncoder.from_pretrained(FOLDER)."
+    )
+
+
 def _list_trained(model: nn.Module) -> str:
     """What a model has beside its foundations, for a message."""
     encoder = _find_encoder(model)
@@ -133,6 +145,13 @@ def _list_trained(model: nn.Module) -> str:
     }
     *names, last = [name for name, has in parts.items() if has] or ["nothing"]
     return f"{', '.join(names)} and {last} are" if names else f"{last} is"
+
+
+def _has_fresh_head(model: nn.Module) -> bool:
+    """Whether adapters were loaded that had no classifier of this model's shape."""
+    if not isinstance(model, SketchFusion) or model.num_classes == 0:
+        return False
+    return any(name.startswith("head.") for name in model.fresh)
 
 
 def _find_encoder(model: nn.Module) -> SketchFusionEncoder:
@@ -183,6 +202,7 @@ def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) 
         cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
         saved = _read_config(own)
         if "config" not in kwargs:
+            _refuse_levels(own, saved)
             # A whole state dict does not tell it: timm writes it down where it exports the model.
             recorded["config"] = saved.to_dict()
         kwargs.setdefault("config", saved)
@@ -224,11 +244,11 @@ def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) 
         bundled_weights(_TINY)
         try:
             model, loaded = build(True), f"loaded adapters {_TINY}"
-            if "head" in _list_trained(model):
-                loaded += "; a head is fresh"
         except MisfitError as error:
             # The caller changed foundations or architecture: then these adapters are not meant.
             model, loaded, reason = build(False), "", f", because {error}"
+    if _has_fresh_head(model):
+        loaded += "; a head is fresh"
     adapters = loaded or f"{_list_trained(model)} fresh{reason}"
     if recorded:
         update_model_args(model, **recorded)

@@ -104,7 +104,6 @@ def features(
         if ranks.is_first and not written and not present:
             raise OSError(f"none of {len(listed)} files is a picture: {problems.first}")
     if not ranks.is_first:
-        end_with(problems)
         return
     if as_json:
         counts = {"written": written, "present": present, "skipped": len(problems.found)}

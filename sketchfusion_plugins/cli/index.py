@@ -87,7 +87,7 @@ def build(
             raise OSError(f"none of {len(paths)} files is a picture: {problems.first}")
     if ranks.is_first:
         _print_counts(out, added, total, len(problems.found), as_json)
-    end_with(problems)
+        end_with(problems)
 
 
 def add(
@@ -133,7 +133,7 @@ def add(
             )
     if ranks.is_first:
         _print_counts(index, added, total, len(problems.found), as_json)
-    end_with(problems)
+        end_with(problems)
 
 
 def search(

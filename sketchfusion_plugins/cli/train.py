@@ -224,17 +224,19 @@ def _choose_model(config: Config, name: str, weights: Weights | None, size: int 
     )
     if name.partition(":")[0] in (*PARTS, *PLAIN, "timm"):
         raise ValueError(f"{name} has nothing to train; {choices}")
+    # What of the config's encoder is not about which model it is.
+    kept = {key: config.encoder[key] for key in ("with_cp", "cache") if key in config.encoder}
     try:
         find_config(name)
         changes = {"weights": weights or "pretrained"}
-        config.encoder = {"variant": name, "changes": changes}
+        config.encoder = {"variant": name, "changes": changes, **kept}
     except ValueError as error:
         if not is_place(name):
             near = get_close_matches(name, complete_trainable(""), 1)
             meant = f" Did you mean {near[0]}?" if near else ""
             raise ValueError(f"no model {name!r}; {choices}{meant}") from error
         changes = {} if weights is None else {"weights": weights}
-        config.encoder = {"adapters": name, "changes": changes}
+        config.encoder = {"adapters": name, "changes": changes, **kept}
     return size or default_size(name)
 
 

@@ -124,7 +124,8 @@ class Demonstration:
         box, _ = photo.windows.best(descriptor)
         pair = torch.cat([image, self._tensor(box.crop(photo.image))]).to(device_of(self.model))
         maps = self._maps(pair)
-        asked = [(x - ink.left, y - ink.top) for x, y in points]
+        # Of a drawing that was there before, points may lie away from this one.
+        asked = [(x - ink.left, y - ink.top) for x, y in points if ink.holds(x, y)]
         start, end = self._matches(pair, maps[-1], torch.tensor(asked), ink.side, box.side)
         return Answer(
             self._classes(image, descriptor),

@@ -94,10 +94,13 @@ def read_upload(path: str | Path) -> Image.Image:
         RGB, transparency on white, EXIF rotation applied, at most `LONGEST_SIDE` px a side.
 
     Raises:
-        PictureError: It is no picture, or has more than `MOST_PIXELS` pixels.
+        PictureError: It is no picture, has more than `MOST_PIXELS` pixels, or is gone.
     """
-    with Path(path).open("rb") as file:
-        image = _read(file, FORMATS, MOST_PIXELS)
+    try:
+        with Path(path).open("rb") as file:
+            image = _read(file, FORMATS, MOST_PIXELS)
+    except OSError as error:
+        raise PictureError("This picture is no longer where it was.") from error
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     if min(image.size) < 8:
         raise PictureError(

@@ -1,7 +1,7 @@
 """Serving the page to this machine, and to nobody and from nothing else unless asked.
 
 Nothing is fetched from or reported to the network, no file of the machine is served, and what comes
-in is bounded: requests, the queue, and the states that are kept.
+in is bounded: requests, uploads, the queue, and the states that are kept.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sketchfusion_plugins.demo.answers import Demonstration
 from sketchfusion_plugins.demo.gallery import openmoji_gallery, own_gallery
+from sketchfusion_plugins.demo.guards import LARGEST_UPLOAD, GuardedRequests, known_names
 from sketchfusion_plugins.demo.legend import Legend
 from sketchfusion_plugins.inference.gallery import GalleryModel
 from sketchfusion_plugins.inference.identity import identify
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 PORT = 7860
-LARGEST_UPLOAD = 10 * 2**20
-# An upload and what its form adds to it.
-LARGEST_REQUEST = LARGEST_UPLOAD + 2**20
 LONGEST_QUEUE = 32
 MOST_SESSIONS = 100
 
@@ -146,7 +144,7 @@ def serving(
             footer_links=[],
             theme=_theme(),
             css=CSS,
-            app_kwargs={"middleware": [_limit()]},
+            app_kwargs={"middleware": [_guards(host, Path(folder))]},
         )
         try:
             yield address
@@ -165,51 +163,10 @@ def _caution(model: str, weights: Weights) -> str:
     return " Its injection and aggregation are untrained: answers are weaker than they could be."
 
 
-class LimitedRequests:
-    """Refuses request bodies that are too long, before they are read.
-
-    Gradio bounds files alone; a request may be as long as memory otherwise.
-
-    Args:
-        app: What answers requests.
-        largest: Bytes of a body.
-    """
-
-    def __init__(self, app: Any, largest: int = LARGEST_REQUEST) -> None:
-        self.app, self.largest = app, largest
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request on, see the ASGI specification."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self.largest:
-            await _refuse(send)
-            return
-        taken = 0
-
-        async def bounded() -> Any:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            # A body without a length ends here, as if its sender had gone.
-            return message if taken <= self.largest else {"type": "http.disconnect"}
-
-        await self.app(scope, bounded, send)
-
-
-async def _refuse(send: Any) -> None:
-    text = f"Requests hold at most {LARGEST_REQUEST // 2**20} MB.".encode()
-    headers = [(b"content-type", b"text/plain"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
-    await send({"type": "http.response.body", "body": text})
-
-
-def _limit() -> Any:
+def _guards(host: str, folder: Path) -> Any:
     from starlette.middleware import Middleware
 
-    return Middleware(LimitedRequests)
+    return Middleware(GuardedRequests, names=known_names(host), folder=folder)
 
 
 def _theme() -> gradio.themes.Base:

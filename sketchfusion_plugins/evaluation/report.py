@@ -131,7 +131,7 @@ class Report:
         # Folders' names may hold rich's markup.
         caption = Text("\n".join([_listed(self.about), *self._measured_as()]))
         table = Table(title=Text(f"{self.task}, {self.source}"), caption=caption)
-        table.add_column("model")
+        table.add_column("model", overflow="fold")
         for name in self.measures:
             table.add_column(name, justify="right")
         for model, row in self.rows.items():

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Model = Task | Features
+# Of pixels in -1..1: what is lighter is noise of a scan or of JPEG.
+FAINTEST = 0.96
 
 
 @torch.inference_mode()
@@ -242,6 +244,9 @@ def segment_picture(
 def spread_over_ink(sketch: Tensor, placement: Placement, count: int) -> Tensor:
     """Points on a sketch's ink, each as far as can be from those before it.
 
+    Thin lines of a large drawing turn pale where it is shrunk: if nothing is as dark as ink, what
+    is at least half as dark as the darkest pixel counts.
+
     Args:
         sketch: ``[3, side, side]`` in -1..1, on white.
         placement: Where the sketch lies in the square.
@@ -253,7 +258,10 @@ def spread_over_ink(sketch: Tensor, placement: Placement, count: int) -> Tensor:
     Raises:
         ValueError: There is no ink.
     """
-    rows, columns = (sketch.amin(0) < PAPER).nonzero().unbind(1)
+    light = sketch.amin(0)
+    darkest = float(light.min())
+    limit = PAPER if darkest < PAPER or darkest > FAINTEST else (1 + darkest) / 2
+    rows, columns = (light < limit).nonzero().unbind(1)
     ink = torch.stack([columns, rows], 1).float() + 0.5
     ink = ink[placement.inside(ink)]
     if not len(ink):

@@ -43,12 +43,12 @@ class Report:
     Attributes:
         part: Name of its file.
         rows: Pictures in it, those of former launches included.
-        skipped: Files of its share that are no pictures.
+        skipped: A line about every file of its share that is no picture.
     """
 
     part: str
     rows: int
-    skipped: int
+    skipped: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,8 @@ def describe_together(
         model: The model, the same in all of them.
         paths: Files, the same in all of them.
         size: Side, in pixels, of the square that pictures are padded to.
-        problems: Collects files of this process's share that are no pictures.
+        problems: Collects files that are no pictures: in the end the first process has all, others
+            have none of their share.
         result: What the descriptors are for; processes keep theirs in files beside it until
             `forget_parts`.
         fingerprint: Of the model and the size: parts of others are refused.
@@ -186,8 +187,11 @@ def describe_together(
         for readable, descriptors in describe_files(model, share, size, problems, **options):
             writer.add(readable, descriptors)
             rows += len(readable)
-    reports = ranks.gather(Report(part.name, rows, len(problems.found) - skipped_before))
+    skipped = tuple(problems.found[skipped_before:])
+    reports = ranks.gather(Report(part.name, rows, skipped))
+    del problems.found[skipped_before:]
     if ranks.is_first:
+        problems.found += chain.from_iterable(report.skipped for report in reports)
         yield from _collect(result, reports, paths, batch_size)
 
 
@@ -249,7 +253,7 @@ def _check_complete(
 ) -> None:
     """Refuse to take parts for all there is when machines keep theirs in folders of their own."""
     lacking = [report for report in reports if rows.get(report.part, 0) < report.rows]
-    lost = absent - sum(report.skipped for report in reports)
+    lost = absent - sum(len(report.skipped) for report in reports)
     if not lacking and lost <= 0:
         return
     told = [f"{r.part} ({rows.get(r.part, 0)} of {r.rows} pictures)" for r in lacking]

@@ -58,12 +58,18 @@ def read_config(name: str, options: Mapping[str, Any] | None = None) -> Config:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: Unknown name.
+        ValueError: Unknown name, or the file is no task's config.
     """
     configs = list_configs()
     if not name.endswith(".py") and name not in configs:
         raise ValueError(f"no task config {name!r}; choose one of {', '.join(configs)}.")
     config = Config.fromfile(name if name.endswith(".py") else configs[name])
+    missing = [part for part in ("task", "encoder", "data") if part not in config]
+    if missing:
+        raise ValueError(
+            f"{name} has no {', '.join(missing)}, so it configures none of the four tasks. Configs "
+            "of MMSegmentation train by: sketchfusion mm-train"
+        )
     if options:
         config.merge_from_dict(dict(options))
     return config
@@ -140,6 +146,16 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
             f"randomness.deterministic is for the CPU, and this trains on {get_device()}, where "
             "pooling on a grid has no deterministic gradient. Leave it out: runs of one seed then "
             "differ by rounding alone."
+        )
+    if config.get("optim_wrapper", {}).get("type") == "AmpOptimWrapper" and get_device() in (
+        "cpu",
+        "mps",
+    ):
+        raise ValueError(
+            "optim_wrapper.type AmpOptimWrapper, mixed precision of mmengine, is for CUDA and the "
+            f"like, and this trains on {get_device()}. Leave it out; "
+            "--set encoder.changes.foundation_dtype=bfloat16 holds the foundations in half "
+            "precision everywhere."
         )
     if data is None:
         begun = [config.encoder.adapters] if config.encoder.get("adapters") else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,15 @@ def test_the_limit_of_the_cache_is_the_users(
     assert limits == [gib * 2**30 for gib in (20, 3, 4, 5)]
     result = run("features", pictures, *model, "--out", out, "--cache-limit", 3, status=1)
     assert "got --cache-limit 3 without --cache" in result.stderr
+
+
+def test_a_warning_is_one_line(pictures: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sketchfusion_plugins", "features", str(pictures / "a.png")]
+    command += [*TINY, "--out", str(tmp_path / "a.jsonl")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    (line,) = [line for line in result.stderr.splitlines() if "untrained" in line]
+    assert line.startswith("Warning: injection and aggregation of 'tiny' are untrained, drawn from")
+    assert "warnings.warn" not in result.stderr
 
 
 def test_a_file_that_does_not_exist(run: Any, tmp_path: Path) -> None:

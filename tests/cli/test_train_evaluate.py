@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 from sketchfusion_plugins.evaluation.training_log import read_training_log
@@ -275,6 +276,42 @@ def test_workers_change_no_training(run: Any, paired: str, tmp_path: Path) -> No
     assert found[0] == found[1]
 
 
+def test_later_trainings_find_in_the_cache_what_foundations_computed(
+    run: Any, paired: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_task = pytest.importorskip("sketchfusion_plugins.mm.train_task")
+    from sketchfusion_plugins.diffusion import Diffusion
+
+    encode, use_cache, computed, limits = Diffusion.encode, train_task.use_cache, [], []
+
+    def counted(self: Any, image: Any, *options: Any) -> Any:
+        computed.append(len(image))
+        return encode(self, image, *options)
+
+    def noted(encoder: Any, store: Any, keep: Any) -> None:
+        limits.append(store.limit)
+        use_cache(encoder, store, keep)
+
+    monkeypatch.setattr(Diffusion, "encode", counted)
+    monkeypatch.setattr(train_task, "use_cache", noted)
+    asked = ("--data", paired, "--model", "tiny", "--weights", "random", "--iterations", 2)
+    small = ("--size", 32, "--batch-size", 2, "--set", "log_level=WARNING", "--json")
+    found = []
+    for name, options in {
+        "plain": (),
+        "first": ("--cache", tmp_path / "cache", "--cache-limit", 3),
+        "again": ("--cache", tmp_path / "cache"),
+    }.items():
+        work = tmp_path / name
+        computed.clear()
+        run("train", "retrieval", *asked, *small, "--no-augment", "--work-dir", work, *options)
+        found.append(((work / "adapters" / "adapters.safetensors").read_bytes(), sum(computed)))
+    (plain, needed), (first, _), (again, nothing) = found
+    assert plain == first == again
+    assert needed > 0 and nothing == 0
+    assert limits == [3 * 2**30, 20 * 2**30]
+
+
 def test_help_of_training_tells_the_defaults_of_every_config() -> None:
     train_task = pytest.importorskip("sketchfusion_plugins.mm.train_task")
     from sketchfusion_plugins.cli import app
@@ -312,6 +349,38 @@ def test_evaluation_errors(run: Any, arguments: tuple[str, ...], status: int, me
     assert message in run(*arguments, status=status).stderr
 
 
+def test_a_config_of_mmseg_is_told_where_it_goes(run: Any, tmp_path: Path) -> None:
+    pytest.importorskip("mmengine")
+    (tmp_path / "mine.py").write_text("model = dict(type='EncoderDecoder')\n")
+    said = run("train", tmp_path / "mine.py", status=1).stderr
+    assert said.splitlines()[-1] == (
+        f"Error: {tmp_path / 'mine.py'} has no task, encoder, data, so it configures none of the "
+        "four tasks. Configs of MMSegmentation train by: sketchfusion mm-train"
+    )
+
+
+def test_another_model_keeps_how_a_config_computes(
+    run: Any, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_task = pytest.importorskip("sketchfusion_plugins.mm.train_task")
+    retrieval = train_task.list_configs()["retrieval"]
+    own = tmp_path / "own.py"
+    own.write_text(
+        f"_base_ = {str(retrieval)!r}\nencoder = dict(with_cp=True, cache=dict(folder='kept'))\n"
+    )
+    seen = []
+
+    def stop(config: Any) -> None:
+        seen.append(config.encoder.to_dict())
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(train_task, "train_task", stop)
+    for model, named in ((checkpoints / "retrieval", "adapters"), ("paper", "variant")):
+        run("train", own, "--model", model, "--work-dir", tmp_path / "work", status=1)
+        assert seen[-1][named] == str(model)
+        assert seen[-1]["with_cp"] is True and seen[-1]["cache"] == {"folder": "kept"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -323,6 +392,12 @@ def test_evaluation_errors(run: Any, arguments: tuple[str, ...], status: int, me
         (("recognition", "--model", "clip:tiny"), 1, "clip:tiny has nothing to train; choose a"),
         (("recognition", "--model", "timm:resnet18"), 1, "timm:resnet18 has nothing to train"),
         (("recognition", "--model", "tinny"), 1, "a checkpoint. Did you mean tiny?"),
+        pytest.param(
+            ("recognition", "--set", "optim_wrapper.type=AmpOptimWrapper"),
+            1,
+            "is for CUDA and the like, and this trains on cpu. Leave it out;",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can"),
+        ),
         (("recognition", "--set", "seed"), 2, "expected KEY=VALUE"),
         (("recognition", "--set", "data.sizes=64"), 1, "has no 'sizes'; did you mean size?"),
         (("recognition", "--set", "data.limit=abc"), 1, "data.limit takes a whole number or null"),

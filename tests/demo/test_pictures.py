@@ -129,6 +129,8 @@ def test_an_upload_is_shrunk_flattened_and_upright(tmp_path: Path) -> None:
     Image.new("RGB", (500, 3)).save(tmp_path / "thin.png")
     with pytest.raises(PictureError, match="500 x 3 pixels"):
         read_upload(tmp_path / "thin.png")
+    with pytest.raises(PictureError, match=r"^This picture is no longer where it was\.$"):
+        read_upload(tmp_path / "deleted.png")
 
 
 def test_ink_is_framed_wherever_it_is() -> None:

@@ -6,8 +6,11 @@ import asyncio
 import http.client
 import json
 import os
+import signal
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,13 @@ from typer.testing import CliRunner
 pytest.importorskip("gradio")
 
 from sketchfusion_plugins.cli import app
-from sketchfusion_plugins.demo.serve import (
+from sketchfusion_plugins.demo.guards import (
     LARGEST_REQUEST,
     LARGEST_UPLOAD,
-    LimitedRequests,
-    check_port,
-    serving,
+    GuardedRequests,
+    known_names,
 )
+from sketchfusion_plugins.demo.serve import check_port, serving
 
 pytestmark = pytest.mark.usefixtures("patient_gradio")
 
@@ -97,6 +100,8 @@ def test_settings_are_strict(address: str) -> None:
 def test_files_of_the_machine_are_not_given(address: str, prefix: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("my secret")
+    uploaded = json.loads(_ask(address, "/gradio_api/upload", *_form("mine.png", b"mine"))[1])[0]
+    assert _ask(address, f"/gradio_api/file={uploaded}") == (200, b"mine")
     inside = Path(__file__).resolve()
     dotted = f"{Path.cwd()}/../../../../../../../../etc/passwd"
     for path in (str(secret), "/etc/passwd", str(inside), "pyproject.toml", dotted):
@@ -107,14 +112,23 @@ def test_files_of_the_machine_are_not_given(address: str, prefix: str, tmp_path:
             assert b"root:" not in text
 
 
-def test_an_upload_stays_in_the_private_folder_whatever_its_name(address: str) -> None:
-    for name in ("../../../escaped.png", "/tmp/escaped.png", "..%2fescaped.png"):
+def test_an_upload_stays_in_the_private_folder_whatever_its_name(
+    address: str, tmp_path: Path
+) -> None:
+    private = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+    for name in (
+        "plain.png",
+        "../../../escaped.png",
+        f"{tmp_path}/escaped.png",
+        "..%2fescaped.png",
+    ):
         status, text = _ask(address, "/gradio_api/upload", *_form(name, b"hello"))
-        if status != 200:
-            continue
+        assert status == 200
         (path,) = json.loads(text)
-        assert Path(path).resolve().is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve())
-    assert not Path("/tmp/escaped.png").exists()
+        assert Path(path).read_bytes() == b"hello"
+        assert Path(path).resolve().is_relative_to(private)
+    outside = (private.parent, private.parents[1], tmp_path, Path.cwd())
+    assert not any((folder / "escaped.png").exists() for folder in outside)
 
 
 def test_huge_uploads_and_requests_are_refused(address: str) -> None:
@@ -126,23 +140,92 @@ def test_huge_uploads_and_requests_are_refused(address: str) -> None:
     assert _ask(address, "/gradio_api/queue/join", b"", {"Content-Length": "many"})[0] >= 400
 
 
-def test_bodies_without_a_length_are_cut() -> None:
-    got: list[Any] = []
-
-    async def reader(scope: Any, receive: Any, send: Any) -> None:
-        while (message := await receive())["type"] == "http.request":
-            got.append(message["body"])
-        got.append(message["type"])
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": b"1234", "more_body": True}
+def _status(guard: GuardedRequests, method: str = "GET", **headers: str) -> int:
+    """What a guard answers; 200 where it passes the request on."""
+    sent: list[Any] = []
+    named = {"host": "localhost:7860", **headers}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": "/gradio_api/upload",
+        "headers": [(k.replace("_", "-").encode(), v.encode()) for k, v in named.items()],
+    }
 
     async def send(message: Any) -> None:
-        raise AssertionError(message)
+        sent.append(message)
 
-    scope = {"type": "http", "headers": [(b"transfer-encoding", b"chunked")]}
-    asyncio.run(LimitedRequests(reader, 10)(scope, receive, send))
-    assert got == [b"1234", b"1234", "http.disconnect"]
+    asyncio.run(guard(scope, None, send))
+    return int(sent[0]["status"])
+
+
+@pytest.fixture
+def guard(tmp_path: Path) -> Callable[..., GuardedRequests]:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    def make(host: str = "127.0.0.1", **limits: int) -> GuardedRequests:
+        return GuardedRequests(app, known_names(host), tmp_path, **limits)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "status"),
+    [
+        ("127.0.0.1", "127.0.0.1:7860", 200),
+        ("127.0.0.1", "LOCALHOST:80", 200),
+        ("127.0.0.1", "[::1]:7860", 200),
+        # A name that was made to point here, and what is no name.
+        ("127.0.0.1", "evil.example:7860", 403),
+        ("127.0.0.1", "localhost.evil.example", 403),
+        ("127.0.0.1", "127.0.0.1.evil.example", 403),
+        ("127.0.0.1", "", 403),
+        ("127.0.0.1", "[", 403),
+        ("127.0.0.1", socket.gethostname(), 403),
+        ("0.0.0.0", socket.gethostname(), 200),
+        ("[::]", f"{socket.gethostname()}.local:7860", 200),
+        ("0.0.0.0", "192.168.1.7:7860", 200),
+        ("0.0.0.0", "evil.example", 403),
+        ("gpu.lab.example", "gpu.lab.example:7860", 200),
+    ],
+)
+def test_no_other_name_is_answered(guard: Any, host: str, name: str, status: int) -> None:
+    assert _status(guard(host), host=name) == status
+
+
+def test_other_names_are_refused_by_the_server(address: str) -> None:
+    status, text = _ask(address, "/config", headers={"Host": "evil.example"})
+    assert (status, text[:46]) == (403, b"This page does not answer to the name 'evil.ex")
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        ("POST", {"content_length": "1000"}, 200),
+        ("POST", {"content_length": "1000", "sec_fetch_site": "same-origin"}, 200),
+        ("POST", {"content_length": "1000", "sec_fetch_site": "cross-site"}, 403),
+        # A page of another port of this machine.
+        ("POST", {"content_length": "1000", "sec_fetch_site": "same-site"}, 403),
+        ("GET", {"sec_fetch_site": "cross-site"}, 200),
+        ("POST", {"transfer_encoding": "chunked"}, 411),
+        ("POST", {"content_length": "1001"}, 413),
+        ("POST", {"content_length": "many"}, 413),
+    ],
+)
+def test_what_other_sites_send_and_bodies_without_end_are_refused(
+    guard: Any, method: str, headers: dict[str, str], status: int
+) -> None:
+    assert _status(guard(largest=1000), method, **headers) == status
+
+
+def test_uploads_are_bounded_together(guard: Any, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.png").write_bytes(bytes(600))
+    bounded = guard(most_kept=1000)
+    assert _status(bounded, "POST", content_length="10") == 200
+    (tmp_path / "one" / "b.png").write_bytes(bytes(600))
+    assert _status(bounded, "POST", content_length="10") == 507
+    assert _status(bounded) == 200
 
 
 def test_nothing_is_left_behind(prepared: Any) -> None:
@@ -177,6 +260,45 @@ def test_an_address_of_another_machine_is_one_line() -> None:
     with pytest.raises(OSError, match=r"^cannot listen at 192\.0\.2\.1, port 7860: .+--host"):
         check_port("192.0.2.1", 7860)
     check_port("192.0.2.1", None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_ones_own_pictures_until_it_is_told_to_end(
+    ending: signal.Signals, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    (tmp_path / "mine").mkdir()
+    for name, colour in (("red", "red"), ("blue", "blue")):
+        image = Image.new("RGB", (40, 40), "white")
+        image.paste(colour, (8, 8, 30, 20))
+        image.save(tmp_path / "mine" / f"{name}.png")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "sketchfusion_plugins", "demo", "--model", "pixels"]
+    command += ["--size", "64", "--gallery", "mine", "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        address = f"http://127.0.0.1:{port}"
+        assert process.stdout.readline() == f"Draw at {address}/ (Ctrl+C ends it).\n"
+        status, page = _ask(address, "/config")
+        assert status == 200
+        assert f"2 pictures of {tmp_path / 'mine'}" in page.decode()
+        process.send_signal(ending)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (0, "")
 
 
 def test_an_unknown_model_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

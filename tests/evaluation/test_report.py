@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,17 @@ def test_folders_with_markup_are_printed_as_they_are() -> None:
     with console.capture() as captured:
         console.print(made.table())
     assert all(name in captured.get() for name in (*names, "paired:[a]"))
+
+
+def test_models_with_long_names_are_told_apart() -> None:
+    row = {"Acc@1": Measured(0.5, 0.25, 0.75, 9), "Acc@5": Measured(0.5, 0.25, 0.75, 9)}
+    names = [f"/data/runs/experiment_2026_{letter}/retrieval/adapters" for letter in "ab"]
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(Report("retrieval", "openmoji", {}, dict.fromkeys(names, row)).table())
+    lines = [line.strip("\u2502 ") for line in captured.get().splitlines()]
+    shown = "".join(re.split(r"\s*\u2502", line)[0] for line in lines)
+    assert all(name in shown for name in names)
 
 
 def test_written_rows_are_read_again(tmp_path: Path) -> None:

@@ -49,7 +49,11 @@ import time
 with IndexWriter.create(folder, {DIM}, "hnsw") as writer:
     for number in range({COMMITS}):
         add(writer, number)
-        time.sleep(0.02)  # a reader that is slowed down sees some generations too
+        deadline = time.monotonic() + 300
+        # A reader on a machine however slow finds every third generation too.
+        while number % 3 == 0 and not folder.with_name(f"seen{{(number + 1) * {BATCH}}}").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 """
 )
 
@@ -146,6 +150,7 @@ def test_readers_see_whole_generations_while_another_process_writes(tmp_path: Pa
                 continue
             index = SketchIndex.open(folder)
             seen.append(len(index))
+            folder.with_name(f"seen{len(index)}").touch()
             if seen[-1]:
                 hits = index.search(query, 1, effort=200)
                 assert [hit[0].key for hit in hits] == [f"0/{row}" for row in range(BATCH)]
@@ -155,7 +160,7 @@ def test_readers_see_whole_generations_while_another_process_writes(tmp_path: Pa
         process.wait()
     assert all(rows % BATCH == 0 for rows in seen)
     assert seen == sorted(seen)
-    assert len(set(seen)) > 3, "the reader saw the writer at work"
+    assert len(set(seen)) >= COMMITS // 3, "the reader saw the writer at work"
     SketchIndex.open(folder).verify()
 
 

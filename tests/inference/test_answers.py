@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from sketchfusion_plugins.features import Features, PixelFeatures
+from sketchfusion_plugins.heads.query import PAPER
 from sketchfusion_plugins.images import to_tensor
 from sketchfusion_plugins.inference.answers import (
     describe,
@@ -124,6 +125,19 @@ def test_points_are_farthest_first() -> None:
     assert points[0].tolist() == [3.5, 3.5]
     assert {tuple(point) for point in points[1:3].tolist()} == {(7.5, 0.5), (0.5, 7.5)}
     assert points[3].tolist() == [0.5, 0.5] and len(points) == 4
+
+
+def test_thin_lines_that_shrinking_has_made_pale_are_ink() -> None:
+    drawing = Image.new("L", (2000, 2000), 255)
+    ImageDraw.Draw(drawing).line((300, 1000, 1700, 1000), fill=0, width=2)
+    small = to_tensor(drawing, 64)
+    assert small.min() > PAPER
+    points = spread_over_ink(small, Placement(2000, 2000, 64), 5)
+    assert len(points) == 5 and (points[:, 1] - 32).abs().max() <= 1
+    assert points[:, 0].min() < 11 and points[:, 0].max() > 53
+    noise = 1 - 0.03 * torch.rand(3, 64, 64)
+    with pytest.raises(ValueError, match="no ink: nothing in it is darker than paper"):
+        spread_over_ink(noise, Placement(64, 64, 64), 5)
 
 
 def test_segment_of_a_photo_that_is_no_square() -> None:

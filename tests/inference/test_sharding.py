@@ -94,6 +94,17 @@ def test_two_processes_build_the_index_of_one(pictures: Path, tmp_path: Path) ->
     np.testing.assert_array_equal(found[0][1], found[1][1])
 
 
+def test_the_first_process_tells_what_all_have_skipped(pictures: Path, tmp_path: Path) -> None:
+    for number in (1, 4, 10):  # of the first process's share, and of the second's
+        (pictures / f"{number:02d}.png").write_text("no picture")
+    run = _run(2, "features", pictures, *TINY, "--out", tmp_path / "a.jsonl", "--json")
+    assert run.returncode == 1  # a launcher ends with 1 if a process ends with 3
+    counts = json.loads(run.stdout)
+    assert (counts["written"], counts["skipped"]) == (8, 3)
+    told = [line for line in run.stderr.splitlines() if line.startswith("skipped: ")]
+    assert [line.split(".png")[0][-2:] for line in told] == ["01", "04", "10"]
+
+
 def test_a_process_that_fails_ends_all_and_loses_nothing(pictures: Path, tmp_path: Path) -> None:
     (pictures / "10.png").write_text("no picture")  # in the second batch of the second process
     out = tmp_path / "features.jsonl"
@@ -163,7 +174,7 @@ class TwoMachines(Ranks):
         pass
 
     def gather(self, report: Report) -> list[Report]:
-        return [report, Report("a.jsonl.rank-1.jsonl", 5, 0)]
+        return [report, Report("a.jsonl.rank-1.jsonl", 5, ())]
 
 
 @pytest.mark.parametrize(

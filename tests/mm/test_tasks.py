@@ -31,6 +31,8 @@ from sketchfusion_plugins.heads.embedding import ClassifierHead
 from sketchfusion_plugins.tasks.load import build_task, load_task
 from sketchfusion_plugins.tasks.recognition import Recognition
 
+PATIENCE = 600  # seconds, so that nothing hangs; a busy machine may need minutes
+
 SIZE = 64
 CONCEPTS = 45
 TASKS = ("recognition", "retrieval", "query_segmentation", "correspondence")
@@ -155,10 +157,6 @@ def model_of(data_of: Callable[[str], TaskData], build: Any) -> Callable[..., An
 def saved(work: Path, iteration: int) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(work / f"iter_{iteration}.pth", weights_only=False)
     return state
-
-
-def values_of(row: Any) -> dict[str, float]:
-    return {name: measured.value for name, measured in row.items()}
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -331,7 +329,7 @@ def test_two_processes_train_on_their_shares_and_save_once(
     # Also on a machine with GPUs.
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=240, cwd=tmp_path
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE, cwd=tmp_path
     )
     assert result.returncode == 0, result.stdout + result.stderr
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
