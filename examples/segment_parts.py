@@ -30,6 +30,8 @@ from sketchfusion_plugins.files import write_text
 
 PATCH = 9
 SAMPLES_PER_SKETCH = 200
+# Iterations, in the configs' schedule.
+WARM_UP = 100
 
 
 def main() -> None:
@@ -42,6 +44,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.task == "spg" and arguments.source is None:
         parser.error("spg needs --source, the folder with spg.csv, spg_strokes.npz and parts.json")
+    if arguments.iterations <= WARM_UP:
+        parser.error(f"--iterations must be above {WARM_UP}, after which the warm-up has ended")
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
 

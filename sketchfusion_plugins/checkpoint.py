@@ -55,7 +55,8 @@ def unwrap(module: nn.Module) -> nn.Module:
     names = dict(module.named_children())
     if "_orig_mod" in names:
         return unwrap(names["_orig_mod"])
-    wraps = isinstance(module, WRAPPERS) or type(module).__name__ in TIMM_WRAPPERS
+    bases = {base.__name__ for base in type(module).__mro__}
+    wraps = isinstance(module, WRAPPERS) or not bases.isdisjoint(TIMM_WRAPPERS)
     return unwrap(names["module"]) if wraps else module
 
 
@@ -155,8 +156,8 @@ def save_adapters(module: nn.Module, folder: str | Path) -> None:
     Foundations that were trained, now or before they were loaded from a checkpoint, go with them,
     and with a warning those that a state dict has put in the place of the ones that were built, or
     that something was added to, such as LoRA. The folder is a model of timm's too,
-    ``local-dir:FOLDER``: with a classifier if a timm model is written, else without one; unless
-    there is no aggregation to one map.
+    ``local-dir:FOLDER``, with its classifier if timm made it; unless levels are not aggregated to
+    one map.
 
     Args:
         module: A `SketchFusionEncoder`, or a module with one inside, compiled or wrapped for data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -52,7 +53,7 @@ def push_adapters(
 def _model_card(module: nn.Module, repo_id: str) -> str:
     _, encoder = find_encoder(module)
     config, task = encoder.config, describe(module)["task"]
-    timm_classes = getattr(unwrap(module), "num_classes", 0)
+    inner: Any = unwrap(module)
     title, content = "SketchFusion adapters", "Injection and aggregation weights"
     code = (
         "from sketchfusion_plugins import SketchFusionEncoder\n\n"
@@ -60,7 +61,7 @@ def _model_card(module: nn.Module, repo_id: str) -> str:
     )
     if task is not None:
         title = f"SketchFusion for {task['name'].replace('_', ' ')}"
-        head = getattr(module, "head", None)
+        head = getattr(inner, "head", None)
         content += "" if head is None else f" and the head (`{type(head).__name__}`)"
         content += f" of the task `{task['name']}`"
         content += ", which has no head," if head is None else ""
@@ -68,8 +69,8 @@ def _model_card(module: nn.Module, repo_id: str) -> str:
             "from sketchfusion_plugins.tasks.load import load_task\n\n"
             f'task = load_task("{repo_id}")\n'
         )
-    elif timm_classes and hasattr(unwrap(module), "config_entries"):
-        content += f", with a classifier of {timm_classes} classes,"
+    elif hasattr(inner, "config_entries") and inner.config_entries() and inner.num_classes:
+        content += f", with a classifier of {inner.num_classes} classes,"
         code = (
             "import sketchfusion_plugins, timm\n\n"
             f'model = timm.create_model("hf-hub:{repo_id}", pretrained=True)\n'

@@ -32,7 +32,7 @@ _TIMM_BASE = ("sketchfusion_base", 336)
 def timm_entries(config: EncoderConfig, task: Mapping[str, Any] | None) -> dict[str, Any]:
     """Entries that make adapters a timm model without a classifier, ``local-dir:FOLDER``.
 
-    None for levels that are not aggregated to one map, which timm's models give.
+    Empty for levels that are not aggregated to one map, since timm's models give one.
 
     Args:
         config: The encoder's.

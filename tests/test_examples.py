@@ -110,20 +110,6 @@ def test_a_tasks_script_trains_judges_and_asks(
     assert (tmp_path / "runs" / adapters / "adapters.safetensors").is_file()
 
 
-@pytest.mark.slow
-def test_the_parts_script_trains_kills_and_resumes(tmp_path: Path) -> None:
-    pytest.importorskip("mmseg")
-    _run("segment_parts.py", "openmoji", "--out", "runs", "--iterations", 2, folder=tmp_path)
-    rows = json.loads((tmp_path / "runs" / "results.json").read_text())
-    majority, *others = (row["mIoU"] for row in rows.values())
-    assert len(others) == 5 and others[1] > majority
-    plain, killed = (others[place] for place in (2, 4))
-    assert killed == pytest.approx(plain, abs=0.5)
-    # A finished run is only read.
-    _run("segment_parts.py", "openmoji", "--out", "runs", "--iterations", 2, folder=tmp_path)
-    assert json.loads((tmp_path / "runs" / "results.json").read_text()) == rows
-
-
 def _measured(script: str, *arguments: object, folder: Path) -> dict[str, Any]:
     _run(f"benchmarks/{script}", *arguments, "--out", "out.json", folder=folder)
     report: dict[str, Any] = json.loads((folder / "out.json").read_text())

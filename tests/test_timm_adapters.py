@@ -723,6 +723,13 @@ def test_a_head_that_a_folder_has_is_not_called_fresh(
     assert f"loaded adapters {tmp_path}." in caplog.text
     timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=6)
     assert f"loaded adapters {tmp_path}; a head is fresh." in caplog.text
+    # timm's own export too.
+    model = timm.create_model(TINY, num_classes=5)
+    timm.models.save_for_hf(model, tmp_path / "export", safe_serialization=True)
+    for classes, told in ((5, "over them."), (6, "over them; a head is fresh.")):
+        caplog.clear()
+        timm.create_model(f"local-dir:{tmp_path / 'export'}", pretrained=True, num_classes=classes)
+        assert f"loaded the whole state dict of {tmp_path / 'export'} {told}" in caplog.text
 
 
 @pytest.mark.parametrize("wrapping", [ModelEmaV2, ModelEmaV3])

@@ -124,7 +124,7 @@ def _read_config(adapters: Path) -> EncoderConfig:
 
 
 def _refuse_levels(adapters: Path, config: EncoderConfig) -> None:
-    """Say where adapters of a backbone go, of which timm's models have no way to be made."""
+    """Say where adapters of a backbone go, which no timm model can be made from."""
     if config.aggregation is not None and isinstance(config.aggregation.stride, int):
         return
     raise ValueError(
@@ -147,10 +147,17 @@ def _list_trained(model: nn.Module) -> str:
     return f"{', '.join(names)} and {last} are" if names else f"{last} is"
 
 
-def _has_fresh_head(model: nn.Module) -> bool:
-    """Whether adapters were loaded that had no classifier of this model's shape."""
+def _has_fresh_head(model: nn.Module, classes: int | None) -> bool:
+    """Whether what was loaded had no classifier of this model's shape.
+
+    Args:
+        model: The model.
+        classes: Of a whole state dict, of which timm leaves out another classifier.
+    """
     if not isinstance(model, SketchFusion) or model.num_classes == 0:
         return False
+    if classes is not None:
+        return classes != model.num_classes
     return any(name.startswith("head.") for name in model.fresh)
 
 
@@ -247,7 +254,8 @@ def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) 
         except MisfitError as error:
             # The caller changed foundations or architecture: then these adapters are not meant.
             model, loaded, reason = build(False), "", f", because {error}"
-    if _has_fresh_head(model):
+    whole = bool(loaded) and (exported or bool(cfg.state_dict))
+    if _has_fresh_head(model, cfg.num_classes if whole else None):
         loaded += "; a head is fresh"
     adapters = loaded or f"{_list_trained(model)} fresh{reason}"
     if recorded:

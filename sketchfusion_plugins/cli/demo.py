@@ -28,6 +28,13 @@ def demo(
         str, typer.Option(help="Address to listen at; 0.0.0.0 lets the whole network in.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further name in the page's address, of a proxy or of a container's machine; "
+            "repeat it for several."
+        ),
+    ] = None,
     size: SizeOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -52,7 +59,7 @@ def demo(
             device=choose_device(device),
             dtype=dtype,
         )
-        with serving(*prepared, host=host, port=port) as address:
+        with serving(*prepared, host=host, port=port, names=name or ()) as address:
             typer.echo(f"Draw at {address} (Ctrl+C ends it).")
             _wait()
 

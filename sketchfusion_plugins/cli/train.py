@@ -224,7 +224,7 @@ def _choose_model(config: Config, name: str, weights: Weights | None, size: int 
     )
     if name.partition(":")[0] in (*PARTS, *PLAIN, "timm"):
         raise ValueError(f"{name} has nothing to train; {choices}")
-    # What of the config's encoder is not about which model it is.
+    # How the encoder computes, not which one it is.
     kept = {key: config.encoder[key] for key in ("with_cp", "cache") if key in config.encoder}
     try:
         find_config(name)

@@ -132,7 +132,8 @@ class QuickDraw(Dataset[dict[str, Any]]):
 def _layout(root: Path) -> type[Drawings]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root} is no folder. Make it and fetch files such as {_EXAMPLE}.")
-    found = [pattern for pattern in LAYOUTS if next(root.glob(pattern), None) is not None]
+    # Not what macOS keeps beside files on other systems' drives, "._cat.ndjson".
+    found = [p for p in LAYOUTS if any(not path.name.startswith(".") for path in root.glob(p))]
     if len(found) != 1:
         raise FileNotFoundError(
             f"expected one of {', '.join(LAYOUTS)} in {root}, found {', '.join(found) or 'none'}. "

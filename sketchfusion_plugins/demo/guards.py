@@ -1,4 +1,4 @@
-"""Which requests the page's server takes: of whom, how long, and how many files.
+"""Which requests the page's server takes: of whom, how long, and how much of them is kept.
 
 Gradio bounds single files alone. It answers to any name, so that a site whose name is made to
 point at this machine (DNS rebinding) would read the page as its own, and it takes uploads that
@@ -7,8 +7,9 @@ other sites send.
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 LARGEST_UPLOAD = 10 * 2**20
 # An upload and what its form adds to it.
 LARGEST_REQUEST = LARGEST_UPLOAD + 2**20
-# Bytes of all files that are kept at once, of which gradio deletes old ones.
+# Bytes of all files that are kept at once; gradio deletes old ones.
 MOST_KEPT = 500 * 2**20
 # What browsers say of requests that the page itself makes, and of an address that was typed in.
 OWN_SITES = ("same-origin", "none")
@@ -26,31 +27,33 @@ READING = ("GET", "HEAD", "OPTIONS")
 EVERYWHERE = ("0.0.0.0", "::")
 
 
-def known_names(host: str) -> frozenset[str]:
+def known_names(host: str, others: Iterable[str] = ()) -> frozenset[str]:
     """Names that browsers may call a server by, besides numeric addresses.
 
     Args:
         host: Address that it listens at; one that stands for all adds this machine's own name.
+        others: Further names, of a proxy or of the machine around a container.
     """
-    host = host.strip("[]").lower()
-    names = {"localhost", host}
+    host = host.strip("[]")
+    names = {"localhost", host, *others}
     if host in EVERYWHERE:
-        own = socket.gethostname().lower()
-        names |= {own, f"{own}.local", socket.getfqdn().lower()}
-    return frozenset(names)
+        own = socket.gethostname()
+        short = own.partition(".")[0]
+        names |= {own, short, f"{short}.local", socket.getfqdn()}
+    return frozenset(name.lower() for name in names)
 
 
 class GuardedRequests:
     """Refuses requests, before anything of them is read.
 
-    403 for a name that is not this server's, and for what other sites make a browser send; 411 for
-    a body that does not say how long it is; 413 for one that is too long; 507 where uploads have
-    filled the folder.
+    403 for a name that is not this server's, and for what a page of another site sends; 411 for a
+    body that does not say how long it is; 413 for one that is too long; 507 where the folder is
+    full.
 
     Args:
         app: What answers requests.
         names: Names that the server goes by, see `known_names`.
-        folder: Folder that uploads go to.
+        folder: Folder that uploads and answers' pictures go to.
         largest: Bytes of a body.
         most_kept: Bytes of all files in the folder.
     """
@@ -68,32 +71,48 @@ class GuardedRequests:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, see the ASGI specification."""
-        refusal = self._refusal(scope) if scope["type"] in ("http", "websocket") else None
+        refusal = await self._refusal(scope) if scope["type"] == "http" else None
         if refusal is None:
             await self.app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
         else:
             await _refuse(send, *refusal)
 
-    def _refusal(self, scope: Any) -> tuple[int, str] | None:
+    async def _refusal(self, scope: Any) -> tuple[int, str] | None:
         """Status and reason of what is refused."""
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        name = _host_name(headers.get(b"host", ""))
+        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
+        name = _host_name(headers.get("host", ""))
         if name not in self.names and not _is_address(name):
-            return 403, f"This page does not answer to the name {name!r}; use its address."
-        if scope["type"] == "websocket" or scope["method"] in READING:
+            return (
+                403,
+                f"This page does not answer to the name {name!r}. See sketchfusion demo --name.",
+            )
+        if _is_foreign(headers) and (scope["method"] not in READING or "origin" in headers):
+            return 403, "A page of another site sent this."
+        if scope["method"] in READING:
             return None
-        if headers.get(b"sec-fetch-site", "none") not in OWN_SITES:
-            return 403, "Another site sent this."
-        length = headers.get(b"content-length")
-        if length is None:
+        length = headers.get("content-length")
+        if length is None or "transfer-encoding" in headers:
             return 411, "Requests say how long they are."
         if not length.isdigit() or int(length) > self.largest:
             return 413, f"Requests hold at most {self.largest // 2**20} MB."
-        if scope["path"].endswith("/upload") and _bytes_in(self.folder) > self.most_kept:
-            return 507, "Too many uploads are kept; try again in half an hour."
+        if scope["path"].endswith("/upload"):
+            kept = await asyncio.to_thread(_bytes_in, self.folder)
+            if kept > self.most_kept:
+                return 507, "Too many files are kept; try again later."
         return None
+
+
+def _is_foreign(headers: Mapping[str, str]) -> bool:
+    """Whether a page of another site sent a request.
+
+    Browsers say so themselves to addresses that they trust, such as localhost; to others they tell
+    where a page came from.
+    """
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in OWN_SITES
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc.lower() != headers["host"].lower()
 
 
 def _host_name(host: str) -> str:

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,11 @@ def check_port(host: str, port: int | None) -> None:
 
 @contextmanager
 def serving(
-    demonstration: Demonstration, legend: Legend, host: str = HOST, port: int | None = PORT
+    demonstration: Demonstration,
+    legend: Legend,
+    host: str = HOST,
+    port: int | None = PORT,
+    names: Iterable[str] = (),
 ) -> Iterator[str]:
     """Serve the page until the block ends.
 
@@ -112,6 +116,8 @@ def serving(
         legend: What the page says of them.
         host: Address to listen at; ``"0.0.0.0"`` lets the whole network in.
         port: Port; None takes a free one.
+        names: Further names that browsers call this machine by; it answers to no others, see
+            `sketchfusion_plugins.demo.guards`.
 
     Yields:
         The page's address.
@@ -144,7 +150,7 @@ def serving(
             footer_links=[],
             theme=_theme(),
             css=CSS,
-            app_kwargs={"middleware": [_guards(host, Path(folder))]},
+            app_kwargs={"middleware": [_guards(known_names(host, names), Path(folder))]},
         )
         try:
             yield address
@@ -163,10 +169,10 @@ def _caution(model: str, weights: Weights) -> str:
     return " Its injection and aggregation are untrained: answers are weaker than they could be."
 
 
-def _guards(host: str, folder: Path) -> Any:
+def _guards(names: Collection[str], folder: Path) -> Any:
     from starlette.middleware import Middleware
 
-    return Middleware(GuardedRequests, names=known_names(host), folder=folder)
+    return Middleware(GuardedRequests, names=names, folder=folder)
 
 
 def _theme() -> gradio.themes.Base:

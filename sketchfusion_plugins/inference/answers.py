@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Model = Task | Features
-# Of pixels in -1..1: what is lighter is noise of a scan or of JPEG.
-FAINTEST = 0.96
+# How much darker than paper, in -1..1, pale lines are at least: less is noise of a scan or of JPEG.
+FAINTEST = 0.04
 
 
 @torch.inference_mode()
@@ -170,7 +170,8 @@ def match_pictures(
         found = match_mutually(
             source_map, target_map, source_stride=source_stride, target_stride=target_stride
         )[0]
-        ink = ink_cells(source, source_map.shape[2:], source_stride)[0]
+        limit = _ink_limit(origin.crop(source[0].amin(0)))
+        ink = ink_cells(source, source_map.shape[2:], source_stride, limit)[0]
         columns, rows = (found.source / found.source.new_tensor(source_stride[::-1])).long().T
         kept = ink[rows, columns] & origin.inside(found.source) & goal.inside(found.target)
         start, end, score = (values[kept][:count] for values in found)
@@ -245,7 +246,7 @@ def spread_over_ink(sketch: Tensor, placement: Placement, count: int) -> Tensor:
     """Points on a sketch's ink, each as far as can be from those before it.
 
     Thin lines of a large drawing turn pale where it is shrunk: if nothing is as dark as ink, what
-    is at least half as dark as the darkest pixel counts.
+    is nearer to the darkest pixel than to the paper counts.
 
     Args:
         sketch: ``[3, side, side]`` in -1..1, on white.
@@ -259,9 +260,7 @@ def spread_over_ink(sketch: Tensor, placement: Placement, count: int) -> Tensor:
         ValueError: There is no ink.
     """
     light = sketch.amin(0)
-    darkest = float(light.min())
-    limit = PAPER if darkest < PAPER or darkest > FAINTEST else (1 + darkest) / 2
-    rows, columns = (light < limit).nonzero().unbind(1)
+    rows, columns = (light < _ink_limit(placement.crop(light))).nonzero().unbind(1)
     ink = torch.stack([columns, rows], 1).float() + 0.5
     ink = ink[placement.inside(ink)]
     if not len(ink):
@@ -272,6 +271,14 @@ def spread_over_ink(sketch: Tensor, placement: Placement, count: int) -> Tensor:
         chosen.append(ink[distance.argmax()])
         distance = distance.minimum((ink - chosen[-1]).norm(dim=1))
     return torch.stack(chosen)
+
+
+def _ink_limit(light: Tensor) -> float:
+    """What pixels ``[h, w]`` of a sketch, in -1..1, are darker than where they are ink."""
+    darkest, paper = float(light.min()), float(light.median())
+    if darkest < PAPER:
+        return PAPER
+    return (darkest + paper) / 2 if paper - darkest > FAINTEST else darkest
 
 
 def features_of(model: Model) -> Features:

@@ -45,6 +45,16 @@ class TaskModel(FrozenFoundations, BaseModel):  # type: ignore[misc]
         """Nothing is drawn anew: the task is built ready."""
 
 
+def judge_once(judge: Judge, task: Task) -> Row:
+    """What the first of all processes measures, in each of them."""
+    rows: list[Any] = [None]
+    if is_main_process():
+        rows = [judge(task)]
+    broadcast_object_list(rows)
+    row: Row = rows[0]
+    return row
+
+
 @LOOPS.register_module()
 class TaskEvaluationLoop(BaseLoop):  # type: ignore[misc]
     """Judges the task that trains, on the first process.
@@ -68,12 +78,7 @@ class TaskEvaluationLoop(BaseLoop):  # type: ignore[misc]
         """Measures by name, 0..1."""
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
-        rows: list[Any] = [None]
-        if is_main_process():
-            rows = [self.judge(task_of(self.runner.model))]
-        broadcast_object_list(rows)
-        row: Row = rows[0]
-        self.row = row
+        self.row = row = judge_once(self.judge, task_of(self.runner.model))
         metrics = {name: measured.value for name, measured in row.items()}
         self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")

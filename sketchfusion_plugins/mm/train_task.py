@@ -37,7 +37,7 @@ from sketchfusion_plugins.mm.resuming import (
     refuse_other_data,
 )
 from sketchfusion_plugins.mm.seeding import NumberedSampler, SeededDraws, SeedIterationHook
-from sketchfusion_plugins.mm.tasks import TaskModel, save_task, trained_task
+from sketchfusion_plugins.mm.tasks import TaskModel, judge_once, save_task, trained_task
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import build_task
 
@@ -147,10 +147,9 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
             "pooling on a grid has no deterministic gradient. Leave it out: runs of one seed then "
             "differ by rounding alone."
         )
-    if config.get("optim_wrapper", {}).get("type") == "AmpOptimWrapper" and get_device() in (
-        "cpu",
-        "mps",
-    ):
+    wrapper_type = config.optim_wrapper.get("type")
+    amp = getattr(wrapper_type, "__name__", str(wrapper_type)).endswith("AmpOptimWrapper")
+    if amp and get_device() in ("cpu", "mps"):
         raise ValueError(
             "optim_wrapper.type AmpOptimWrapper, mixed precision of mmengine, is for CUDA and the "
             f"like, and this trains on {get_device()}. Leave it out; "
@@ -229,9 +228,9 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     )
     if fitted:
         save_task(runner)
-        return trained, judge(trained)
+        return trained, judge_once(judge, trained)
     # Training ends with an evaluation, unless all of it was done before.
-    return trained, runner.val_loop.row or judge(trained)
+    return trained, runner.val_loop.row or judge_once(judge, trained)
 
 
 def _training_part(data: TaskData, config: Config) -> Samples:

@@ -266,6 +266,13 @@ def test_hidden_files_are_no_categories(ndjson: Path) -> None:
     assert QuickDraw(ndjson).categories == CATEGORIES
 
 
+def test_hidden_files_are_no_second_layout(bitmaps: Path) -> None:
+    expected = QuickDraw(bitmaps).categories
+    (bitmaps / "._cat.ndjson").write_bytes(b"\0\5\x16\7")
+    (bitmaps / "._cat.npy").write_bytes(b"\0\5\x16\7")
+    assert QuickDraw(bitmaps).categories == expected
+
+
 def test_categories_without_a_drawing_are_told(ndjson: Path) -> None:
     (ndjson / "full_simplified_cat.ndjson").write_text("{\n\n")
     problems = Problems()

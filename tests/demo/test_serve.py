@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -181,16 +182,28 @@ def guard(tmp_path: Path) -> Callable[..., GuardedRequests]:
         ("127.0.0.1", "127.0.0.1.evil.example", 403),
         ("127.0.0.1", "", 403),
         ("127.0.0.1", "[", 403),
-        ("127.0.0.1", socket.gethostname(), 403),
-        ("0.0.0.0", socket.gethostname(), 200),
-        ("[::]", f"{socket.gethostname()}.local:7860", 200),
+        ("127.0.0.1", "drawing.lab.example", 403),
+        ("0.0.0.0", "drawing.lab.example:7860", 200),
+        ("0.0.0.0", "drawing", 200),
+        ("[::]", "drawing.local:7860", 200),
+        ("[::]", "drawing.lan", 200),
         ("0.0.0.0", "192.168.1.7:7860", 200),
         ("0.0.0.0", "evil.example", 403),
         ("gpu.lab.example", "gpu.lab.example:7860", 200),
     ],
 )
-def test_no_other_name_is_answered(guard: Any, host: str, name: str, status: int) -> None:
+def test_no_other_name_is_answered(
+    guard: Any, host: str, name: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "Drawing.lab.example")
+    monkeypatch.setattr(socket, "getfqdn", lambda: "drawing.lan")
     assert _status(guard(host), host=name) == status
+
+
+def test_a_further_name_is_answered(guard: Any, tmp_path: Path) -> None:
+    proxied = GuardedRequests(guard().app, known_names("127.0.0.1", ["Hub.example"]), tmp_path)
+    assert _status(proxied, host="hub.example") == 200
+    assert _status(proxied, host="evil.example") == 403
 
 
 def test_other_names_are_refused_by_the_server(address: str) -> None:
@@ -207,7 +220,14 @@ def test_other_names_are_refused_by_the_server(address: str) -> None:
         # A page of another port of this machine.
         ("POST", {"content_length": "1000", "sec_fetch_site": "same-site"}, 403),
         ("GET", {"sec_fetch_site": "cross-site"}, 200),
+        ("GET", {"sec_fetch_site": "cross-site", "origin": "https://evil.example"}, 403),
+        # Browsers say no more to an address that they do not trust.
+        ("POST", {"content_length": "10", "origin": "http://localhost:7860"}, 200),
+        ("POST", {"content_length": "10", "origin": "http://localhost:3000"}, 403),
+        ("POST", {"content_length": "10", "origin": "null"}, 403),
+        ("GET", {"origin": "https://evil.example"}, 403),
         ("POST", {"transfer_encoding": "chunked"}, 411),
+        ("POST", {"content_length": "10", "transfer_encoding": "chunked"}, 411),
         ("POST", {"content_length": "1001"}, 413),
         ("POST", {"content_length": "many"}, 413),
     ],
@@ -287,6 +307,8 @@ def test_the_command_serves_ones_own_pictures_until_it_is_told_to_end(
         stderr=subprocess.PIPE,
         text=True,
     )
+    patience = threading.Timer(600, process.kill)
+    patience.start()
     try:
         assert process.stdout is not None
         address = f"http://127.0.0.1:{port}"
@@ -297,7 +319,9 @@ def test_the_command_serves_ones_own_pictures_until_it_is_told_to_end(
         process.send_signal(ending)
         _, errors = process.communicate(timeout=60)
     finally:
+        patience.cancel()
         process.kill()
+        process.communicate()
     assert (process.returncode, errors) == (0, "")
 
 

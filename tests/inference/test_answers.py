@@ -135,9 +135,16 @@ def test_thin_lines_that_shrinking_has_made_pale_are_ink() -> None:
     points = spread_over_ink(small, Placement(2000, 2000, 64), 5)
     assert len(points) == 5 and (points[:, 1] - 32).abs().max() <= 1
     assert points[:, 0].min() < 11 and points[:, 0].max() > 53
-    noise = 1 - 0.03 * torch.rand(3, 64, 64)
-    with pytest.raises(ValueError, match="no ink: nothing in it is darker than paper"):
-        spread_over_ink(noise, Placement(64, 64, 64), 5)
+    # On grey paper too, of which nothing is ink; nor is the white around a picture paper.
+    grey = small - 0.05
+    assert torch.equal(spread_over_ink(grey, Placement(2000, 2000, 64), 5), points)
+    noise = 0.95 - 0.03 * torch.rand(3, 64, 64)
+    noise[:, :, :20] = 1
+    for blank in (torch.full((3, 64, 64), 0.92), noise):
+        with pytest.raises(ValueError, match="no ink: nothing in it is darker than paper"):
+            spread_over_ink(blank, Placement(24, 64, 64), 5)
+    matches = match_pictures(Places(), drawing, drawing, 64, mutual=True)
+    assert len(matches.source) and ((matches.source[:, 1] - 1000).abs() < 250).all()
 
 
 def test_segment_of_a_photo_that_is_no_square() -> None:

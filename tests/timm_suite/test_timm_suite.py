@@ -36,13 +36,7 @@ def timm_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_suite(source: Path, models: str, *options: str) -> str:
     result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "timm_suite_plugin",
-        ]
+        [sys.executable, "-m", "pytest", "-p", "timm_suite_plugin"]
         + ["-c", os.devnull, "--rootdir", str(source), "-q", "-rA", "-W", "ignore", *options]
         + [str(source / "tests" / "test_models.py")],
         env={
