@@ -38,7 +38,7 @@ from trained_alike import require_as_many_steps, trained_steps
 from sketchfusion_plugins.files import write_text
 
 # Raised when a measure changes, so that older figures are not taken for new ones.
-PROTOCOL = 2
+PROTOCOL = 3
 CLAIMS = (
     ("fused", "SD + CLIP + adapters"),
     ("SD + CLIP + adapters", "SD + adapters"),
@@ -61,9 +61,10 @@ CLAIMS = (
 NOTE = """\
 Held-out concepts, one of each family, randomly warped; probes, thresholds and means come from
 seen concepts and drawings. 95 % intervals over items: Wilson's where one seed's items are right or
-wrong, else a bootstrap of {resamples} resamples; ± is the standard deviation over seeds. A claim
-is established where the interval of the paired difference lies above 0, contradicted where it lies
-below; intervals cover the choice of items, the seeds beside them that of the training run.
+wrong, else a bootstrap of 10,000 resamples (ratios and differences: {resamples}); ± is the standard
+deviation over seeds. A claim is established where the interval of the paired difference lies above
+0, contradicted where it lies below; intervals cover the choice of items, the seeds beside them that
+of the training run.
 """
 
 

@@ -59,8 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.begin is not None and options.kinds != ["fused"]:
         parser.error(f"--begin is for --kinds fused alone, got {' '.join(options.kinds)}.")
-    if options.begin is not None and not options.name:
-        parser.error("--begin needs a --name: its result is no row to hold beside the others.")
+    settings = {
+        name: getattr(options, name)
+        for name in ("begin", "changes", "weights", "learning_rate", "fixed_noise", "validate")
+    }
+    if not options.name and any(settings[name] != parser.get_default(name) for name in settings):
+        parser.error(
+            f"--{', --'.join(settings).replace('_', '-')} need a --name: their result is no row to "
+            "hold beside the others."
+        )
     loading = {
         "foundations": options.foundations or options.work / "export",
         "changes": options.changes,
@@ -130,14 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             weight_decay=1e-2,
             ema_decay=0.998,
             frozen=FROZEN,
+            about=settings,
         )
     for kind, objectives in models.items():
         about = {
             "kind": kind,
             "seed": options.seed,
             "steps": options.steps,
-            "begin": options.begin,
-            "changes": options.changes,
+            **settings,
             "foundations": str(loading["foundations"]),
             "work": str(options.work),
             **counts,

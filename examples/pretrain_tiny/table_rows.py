@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sketchfusion_plugins.features import (
 )
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS
 from sketchfusion_plugins.inference.models import open_model
+from sketchfusion_plugins.presets import preset
 from sketchfusion_plugins.tasks.retrieval import Retrieval
 
 
@@ -121,13 +123,15 @@ def weights_folder(row: str, seed: int, work: Path) -> Path:
 
 
 def fingerprint(row: str, seed: int, work: Path) -> str:
-    """Digest of all weights that a row depends on."""
+    """Digest of all weights and settings that a row depends on."""
     row = ENLARGED.get(row, row)
     if row in PLAIN or row == NEIGHBOURS:
         return ""
-    digest = hashlib.sha256()
+    # Rows are rebuilt on the preset of today.
+    digest = hashlib.sha256(json.dumps(preset("tiny").to_dict()).encode())
     folder = weights_folder(row, seed, work)
     folders = {folder} if row in SHIPPED else {folder, work / "export"}
-    for path in sorted(path for folder in folders for path in folder.rglob("*.safetensors")):
+    files = [path for folder in folders for path in folder.rglob("*.*")]
+    for path in sorted(path for path in files if path.suffix in (".json", ".safetensors")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

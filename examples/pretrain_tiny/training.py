@@ -77,6 +77,7 @@ def train(
     weight_decay: float = 0.0,
     ema_decay: float = 0.0,
     frozen: Sequence[str] = (),
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Train until the budget is spent; go on where a killed run stopped.
 
@@ -96,6 +97,10 @@ def train(
         ema_decay: Of an average of the weights; 0 for none.
         frozen: Parts of the names of tensors that a checkpoint leaves out unless they train, so
             that a run that goes on has those of the modules it is given.
+        about: What a run that goes on must have in common with the one that was killed.
+
+    Raises:
+        ValueError: The checkpoint is of another run.
     """
     work.mkdir(parents=True, exist_ok=True)
     path = work / f"{stage}.pt"
@@ -121,6 +126,11 @@ def train(
     done, seconds = 0, 0.0
     if path.is_file():
         state = torch.load(path, weights_only=True)
+        if state.get("about", about) != about:
+            raise ValueError(
+                f"{path} is of a run with {state['about']}, expected {about}. Give this run a name "
+                "of its own, or delete the checkpoint."
+            )
         model.load_state_dict({**model.state_dict(), **kept_part(state["model"])})
         optimizer.load_state_dict(state["optimizer"])
         for kept, saved in zip(average, state["average"], strict=True):
@@ -135,6 +145,7 @@ def train(
             "average": average,
             "step": done,
             "seconds": seconds,
+            "about": about,
         }
         with replacing(path) as temporary:
             torch.save(state, temporary)

@@ -87,25 +87,26 @@ def test_a_trained_model_is_what_training_left(folders: dict[str, Path], load: L
     fusion, models = load("fusion"), load("fusion_models")
     given = [str(part) for name in folders for part in (f"--{name}", folders[name])]
     given += ["--foundations", str(FOUNDATIONS), "--kinds", "fused", "concatenated", "--seed", "3"]
+    given += ["--name", "trial"]
     fusion.main([*given, "--steps", "1", "--weights", '{"parts": 0}'])
     folder = folders["work"] / "fusion"
     image = torch.rand(2, 3, 128, 128) * 2 - 1
-    checkpoint = torch.load(folder / "seed-3-fused-concatenated.pt", weights_only=True)
+    checkpoint = torch.load(folder / "seed-3-trial-fused-concatenated.pt", weights_only=True)
     for kind in ("fused", "concatenated"):
-        trained = models.load_trained(folder / f"{kind}-3")
+        trained = models.load_trained(folder / f"{kind}-trial-3")
         with torch.no_grad():
             embedding = trained.embed(image)
         assert embedding.shape == (2, models.DIM)
         torch.testing.assert_close(embedding.norm(dim=1), torch.ones(2))
         # What was saved is what is loaded, and the average that training kept.
         loaded = trained.state_dict()
-        saved = load_file(folder / f"{kind}-3" / "model.safetensors")
+        saved = load_file(folder / f"{kind}-trial-3" / "model.safetensors")
         kept = {name: value for name, value in saved.items() if name in loaded}
         assert any("aggregator" in name for name in kept) and any("head" in name for name in kept)
         assert all(torch.equal(loaded[name], value) for name, value in kept.items())
         projection = saved["head.projection.weight"]
         assert any(torch.equal(projection, average) for average in checkpoint["average"])
-        about = json.loads((folder / f"{kind}-3" / "about.json").read_text())
+        about = json.loads((folder / f"{kind}-trial-3" / "about.json").read_text())
         assert (about["steps"], about["sketches"]) == (1, CLASSES)
     # What training has moved is saved, and the foundations are not.
     torch.manual_seed(3)
@@ -122,6 +123,20 @@ def test_a_trained_model_is_what_training_left(folders: dict[str, Path], load: L
     assert any(not torch.equal(value, fresh[name]) for name, value in moved.items())
     with pytest.raises(ValueError, match=r"no losses \['nothing'\]"):
         fusion.main([*given, "--steps", "1", "--weights", '{"nothing": 1}'])
+    with pytest.raises(
+        ValueError, match=r"trial-fused-concatenated\.pt is of a run with .*'parts'"
+    ):
+        fusion.main([*given, "--steps", "2", "--weights", '{"cells": 0}'])
+
+
+def test_a_run_of_other_settings_is_no_row(
+    folders: dict[str, Path], load: Load, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(part) for name in folders for part in (f"--{name}", folders[name])]
+    for options in (["--validate"], ["--weights", '{"parts": 0}'], ["--learning-rate", "0.1"]):
+        with pytest.raises(SystemExit):
+            load("fusion").main([*given, *options])
+        assert "--validate need a --name" in capsys.readouterr().err
 
 
 def test_training_goes_on_from_a_checkpoint_of_retrieval(
