@@ -27,6 +27,7 @@ class LabelledPoints:
         stroke: Stroke of every point within its drawing, ``[N]``.
         label: Class index of every point, ``[N]``.
         offset: ``[D + 1]``.
+        size: Side of the square pictures that the points lie on; None if it is not known.
     """
 
     names: tuple[str, ...]
@@ -34,6 +35,7 @@ class LabelledPoints:
     stroke: Tensor
     label: Tensor
     offset: Tensor
+    size: int | None = None
 
     def rows(self, index: int) -> slice:
         """Rows of a drawing."""
@@ -84,7 +86,9 @@ def read_points(path: str | Path) -> LabelledPoints:
     with safe_open(path, framework="pt") as file:
         names = json.loads(file.metadata()["names"])
         tensors = {key: file.get_tensor(key) for key in ("xy", "stroke", "label", "offset")}
-    return LabelledPoints(tuple(names), **tensors)
+        # Files of before do not say.
+        size = int(file.get_tensor("size")) if "size" in file.keys() else None  # noqa: SIM118
+    return LabelledPoints(tuple(names), **tensors, size=size)
 
 
 def labels_at(labels: Tensor, xy: Tensor) -> Tensor:

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from sketchfusion_plugins.cache.store import FeatureStore, tensor_bytes
 from sketchfusion_plugins.checkpoint import find_encoder
 from sketchfusion_plugins.encoder import FeatureLevels, FoundationOutputs, SketchFusionEncoder
-from sketchfusion_plugins.fingerprint import fingerprint_modules
+from sketchfusion_plugins.fingerprint import sample_modules
 from sketchfusion_plugins.images import check_image
 
 Keep = Literal["foundations", "results"]
 Tensors = dict[str, Tensor]
 
 # Part of every key: raise it when the same weights and settings come to compute something else.
-FORMAT = 2
+FORMAT = 3
 # Values of the configuration that say where weights come from and how memory is used.
 _WHEREABOUTS = {
     "diffusion": ("source", "revision", "unet_file", "ensemble_chunk", "seed"),
@@ -247,7 +247,10 @@ class CachedEncoder(SketchFusionEncoder):
             for tensor in tensors:
                 digest.update(tensor_bytes(tensor))
         else:
-            digest.update(fingerprint_modules({part: module}).encode())
+            # Of another precision, rounding is part of what they compute.
+            for title, values in sample_modules({part: module}).items():
+                digest.update(title.encode())
+                digest.update(tensor_bytes(values))
             for buffer in module.buffers():
                 digest.update(tensor_bytes(buffer))
         self._named[part] = (state, digest.hexdigest())

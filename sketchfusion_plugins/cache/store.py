@@ -10,6 +10,7 @@ every read.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import warnings
@@ -230,29 +231,26 @@ class FeatureStore:
 
     def _read(self, path: Path, key: str) -> dict[str, Tensor] | None:
         """A record; None if it is missing, or damaged, which is reported."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                stamp = (file.metadata() or {}).get("record")
-                # Copied: a mapped file that is cut short meanwhile would end the process.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            if stamp != _stamp(key, tensors):
+            # Not mapped: a file that is cut short meanwhile, or that another machine deletes from a
+            # network drive, would end the process.
+            data = path.read_bytes()
+            tensors = load(data)
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            if header.get("__metadata__", {}).get("record") != _stamp(key, tensors):
                 raise ValueError("it does not fit its checksum")
             return tensors
-        except FileNotFoundError:
-            return None
         except (SafetensorError, ValueError) as error:
             warnings.warn(f"{path} is damaged and is made anew: {error}", stacklevel=3)
             with suppress(OSError):
                 path.unlink()
-        except (OSError, RuntimeError) as error:
-            # safetensors opens a file twice, the second time through torch, and may find it
-            # evicted.
-            if os.strerror(errno.ENOENT) in str(error):
-                return None
+        except OSError as error:
             # Too many open files, say: nothing is known of the record.
-            self._tell("read", f"{path} cannot be read and is made anew: {error}")
+            if error.errno != errno.ENOENT:
+                self._tell("read", f"{path} cannot be read and is made anew: {error}")
         return None
 
 

@@ -263,7 +263,7 @@ def read_list(
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. {how_to_get}")
     pictures = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         name, _, label = line.strip().rpartition(" ")
         relative = Path(name if label.isdigit() and name else line.strip())
         if relative == Path():

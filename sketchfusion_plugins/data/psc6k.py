@@ -205,7 +205,7 @@ def read_pairs(annotations: str | Path) -> list[KeyPointPair]:
     if not annotations.is_file():
         raise FileNotFoundError(f"{annotations} is missing. {HOW_TO_GET}")
     pairs: dict[tuple[str, str], KeyPointPair] = {}
-    with annotations.open(newline="", encoding="utf-8") as file, readable_table(annotations):
+    with annotations.open(newline="", encoding="utf-8-sig") as file, readable_table(annotations):
         reader = csv.DictReader(file)
         columns = set(reader.fieldnames or ())
         names = next((n for n in (PHOTO_SKETCH, SOURCE_TARGET) if columns >= set(n)), None)

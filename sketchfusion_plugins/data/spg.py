@@ -152,7 +152,8 @@ def write_spg(
 
     What is already written is kept; a second run changes no byte.
     ``points/{train,val}.safetensors`` holds ``xy`` [N, 2] in pixels, ``stroke`` [N], ``label`` [N]
-    and ``offset`` [D + 1]; the names of the D drawings are JSON in its metadata.
+    ``offset`` [D + 1] and ``size`` of the pictures; the names of the D drawings are JSON in its
+    metadata.
 
     Args:
         source: Folder with SPG's files.
@@ -247,6 +248,7 @@ def _write_points(drawings: Sequence[Drawing], size: int, path: Path) -> None:
             "stroke": torch.from_numpy(np.concatenate([empty, *(d.stroke for d in drawings)])),
             "label": torch.from_numpy(np.concatenate([empty, *(d.label for d in drawings)])),
             "offset": torch.tensor([0, *np.cumsum(counts)], dtype=torch.int64),
+            "size": torch.tensor(size),
         },
         path,
         {"names": json.dumps([drawing.name for drawing in drawings])},

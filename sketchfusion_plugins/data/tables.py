@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,8 @@ def read_rows(
     """
     with path.open("rb") as file:
         with readable_table(path):
-            header = _values(next(file, b""))
+            # Excel puts a byte order mark first.
+            header = _values(next(file, b"").removeprefix(BOM_UTF8))
         missing = [name for name in columns if name not in header]
         if missing:
             raise ValueError(

@@ -110,9 +110,12 @@ class Warp:
         frame = _Frame(height, width)
         source = frame.pixels(self._back(frame.units(target)))
         grid = source / torch.tensor([width, height]) * 2 - 1
-        grid = grid.to(batch).expand(len(batch), -1, -1, -1)
+        # Places in half precision would be off by a pixel.
+        precise = batch.to(torch.promote_types(batch.dtype, torch.float32))
+        grid = grid.to(precise).expand(len(batch), -1, -1, -1)
         # Outside, grid_sample knows zero only.
-        warped = F.grid_sample(batch - fill, grid, mode, align_corners=False) + fill
+        warped = F.grid_sample(precise - fill, grid, mode, align_corners=False) + fill
+        warped = warped.to(batch.dtype)
         return warped if image.ndim == 4 else warped[0]
 
     def mask(self, mask: Tensor, outside: int = 0) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -43,6 +44,10 @@ class SketchIndex:
     there are. An open index keeps its generation, also while a writer commits new ones; open it
     again to see those. It may be searched from several threads.
 
+    On a network drive that holds for writers on this machine. One on another machine removes the
+    files of former generations from under those who read them, which ends a process: search a copy
+    meanwhile.
+
     Args: use `open`.
     """
 
@@ -81,7 +86,9 @@ class SketchIndex:
             manifest.check_model(folder, model)
             try:
                 return cls(folder, manifest)
-            except FileNotFoundError as error:
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                    raise
                 # A writer may have committed, and removed the former files, since the pointer was
                 # read; the next generation is there.
                 if Manifest.read(folder).generation == manifest.generation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from mmengine.registry import DATASETS
 from mmseg.datasets import BaseSegDataset
 
 from sketchfusion_plugins.data.layout import META_FILE
+from sketchfusion_plugins.data.pictures import SUFFIXES
 
 
 @DATASETS.register_module()
@@ -66,7 +68,24 @@ class SketchParts(BaseSegDataset):  # type: ignore[misc]
                 f"no file *{self.img_suffix} in {self.data_prefix['img_path']}. Set img_suffix to "
                 "that of your images."
             )
+        if not self.ann_file:
+            self._tell_others({str(pair["img_path"]) for pair in pairs})
         return pairs
+
+    def _tell_others(self, taken: set[str]) -> None:
+        """Warn of pictures that the suffix leaves out."""
+        folder = Path(self.data_prefix["img_path"])
+        others = [
+            path
+            for path in sorted(folder.rglob("[!.]*"))
+            if path.suffix.lower() in SUFFIXES and str(path) not in taken
+        ]
+        if others:
+            warnings.warn(
+                f"{len(others)} picture(s) in {folder} do not end in {self.img_suffix} and are "
+                f"left out, the first: {others[0].name}. Give all the same suffix.",
+                stacklevel=2,
+            )
 
     def prepare_data(self, idx: int) -> Any:
         """One sample, or its views under test-time augmentation."""

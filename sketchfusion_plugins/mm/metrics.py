@@ -60,12 +60,20 @@ class StrokeMetric(BaseMetric):  # type: ignore[misc]
         """Judge predictions of a batch.
 
         Raises:
-            ValueError: A picture is not of this split, or brings no points along.
+            ValueError: A picture is not of this split or size, or brings no points along.
         """
         for sample in data_samples:
             points = self._points(sample)
             xy, label, stroke = points.xy, points.label, points.stroke
             predicted = sample["pred_sem_seg"]["data"].squeeze(0)
+            size = points.size
+            if size is not None and tuple(predicted.shape) != (size, size):
+                height, width = predicted.shape
+                raise ValueError(
+                    f"the metric's points lie on pictures of {size} x {size} px, "
+                    f"{sample['img_path']} has {width} x {height}. Give the file that was written "
+                    "with these pictures."
+                )
             counts = {"": tally(labels_at(predicted, xy), label, stroke)}
             if self.known_category:
                 logits = sample["seg_logits"]["data"]
@@ -107,4 +115,5 @@ class StrokeMetric(BaseMetric):  # type: ignore[misc]
             self.points.stroke[rows],
             self.points.label[rows],
             torch.tensor([0, rows.stop - rows.start]),
+            self.points.size,
         )

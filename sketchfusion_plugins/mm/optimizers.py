@@ -58,6 +58,9 @@ class AdapterOptimWrapperConstructor(DefaultOptimWrapperConstructor):  # type: i
             for group in params[start:]:
                 rate = self.decay_rate ** self.depths[prefix]
                 group["lr"] = group.get("lr", self.base_lr) * rate
+        if not prefix:
+            # What is held fixed by a rate of 0 would count when gradients are clipped together.
+            params[:] = [group for group in params if group.get("lr") != 0]
 
 
 def _depths(model: nn.Module) -> dict[str, int]:

@@ -27,6 +27,7 @@ from sketchfusion_plugins.mm.safe_loading import (
 # What a resumed run has in common with the run that it resumes; parts of the config by their start.
 KEPT = (
     "augment",
+    "custom_hooks.EMAHook",
     "data.",
     "encoder.adapters",
     "encoder.changes.",
@@ -115,6 +116,9 @@ def _refuse_changes(config: Config, checkpoint: Path) -> None:
         # Their folder may have moved: what they came to is compared once they are read.
         for values in (had, asked):
             values["data.source"] = source_name(str(values.get("data.source")))
+    # Checkpoints of a run with an average hold that one where the weights were.
+    for values, hooks in ((had, found), (asked, _read(config.pretty_text))):
+        values["custom_hooks.EMAHook"] = _averages(hooks.get("custom_hooks") or {})
     changed = [
         f"{key} {asked.get(key)!r}, the run has {had.get(key)!r}"
         for key in sorted(set(had) | set(asked))
@@ -127,6 +131,12 @@ def _refuse_changes(config: Config, checkpoint: Path) -> None:
             f"{'; '.join(changed)}. Resume with what the run has; or start a new run from its "
             f"adapters, which it writes when it ends: --model {adapters} --work-dir runs/longer"
         )
+
+
+def _averages(hooks: dict[str, Any]) -> str | None:
+    """Hooks that average weights, wherever they stand; None if there are none."""
+    found = (sorted(_flatten(hook).items()) for hook in hooks.values() if isinstance(hook, dict))
+    return ", ".join(str(dict(hook)) for hook in found if "EMAHook" in str(hook)) or None
 
 
 def _read_meta(checkpoint: Path) -> dict[str, Any] | None:

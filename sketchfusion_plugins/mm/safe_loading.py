@@ -83,10 +83,10 @@ def last_checkpoint(work_dir: str | Path) -> Path | None:
     folder = Path(work_dir)
     pointer = folder / POINTER
     name = pointer.read_text().strip() if pointer.is_file() else ""
-    named = Path(name)
     candidates = numbered_checkpoints(folder)
-    if named.is_file():
-        candidates.insert(0, named)
+    # The name is absolute: in a copy of a work directory it is still the other's.
+    places = (folder / Path(name.replace("\\", "/")).name, Path(name))
+    candidates[:0] = [place for place in places if name and place.is_file()][:1]
     errors = []
     for path in candidates:
         try:

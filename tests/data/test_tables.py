@@ -59,3 +59,9 @@ def test_without_its_columns_nothing_is_read(content: bytes, message: str, table
     table.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         list(read_rows(table, ["class"], Problems()))
+
+
+def test_what_excel_puts_first_is_no_part_of_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("index,class\r\n0,one\r\n", encoding="utf-8-sig")
+    assert list(read_rows(path, ["index"])) == [(2, {"index": "0", "class": "one"})]

@@ -159,6 +159,15 @@ def test_batches_types_and_gradients() -> None:
     assert points.shape == (4, 5, 2) and points.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_moves_nothing(dtype: torch.dtype) -> None:
+    warp, image = random_warp(generator(7)), torch.rand(3, 300, 260)
+    expected = warp.image(image.to(dtype).float())
+    warped = warp.image(image.to(dtype))
+    assert warped.dtype == dtype
+    assert torch.equal(warped, expected.to(dtype))
+
+
 def test_masks_keep_their_classes() -> None:
     mask = torch.randint(0, 3, (2, 50, 40), dtype=torch.uint8) * 100
     warped = random_warp(generator(7)).mask(mask, outside=255)

@@ -65,6 +65,15 @@ def test_dataset_of_ones_own(folder: Path) -> None:
     assert len(DATASETS.build(data_config(folder)).metainfo["palette"]) == 3
 
 
+def test_pictures_that_the_suffix_leaves_out_are_told(folder: Path) -> None:
+    for name in ("B.PNG", "c.jpg", ".hidden.jpg", "notes.txt"):
+        (folder / "images/val" / name).write_bytes(b"")
+    with pytest.warns(
+        UserWarning, match=r"^2 picture\(s\) in .*val do not end in \.png .*: B\.PNG"
+    ):
+        assert len(DATASETS.build(data_config(folder))) == 1
+
+
 def test_dataset_without_masks(folder: Path) -> None:
     pipeline = [{"type": "mmseg.LoadImageFromFile"}, {"type": "mmseg.PackSegInputs"}]
     prefix = {"img_path": "images/val"}

@@ -88,6 +88,10 @@ def rates(work: Path) -> list[float]:
         ({"data__size": 64}, "data.size 64, the run has 32"),
         ({"data__source": "paired:mine"}, "data.source 'paired', the run has 'openmoji'"),
         ({"augment": False}, "augment False, the run has True"),
+        (
+            {"custom_hooks": [{"type": "EMAHook", "momentum": 0.3}]},
+            "custom_hooks.EMAHook \"{'momentum': 0.3, 'type': 'EMAHook'}\", the run has None",
+        ),
         ({"task__settings": {"width": 7}}, "task.settings.width 7, the run has None"),
         (
             {"encoder__changes": {"weights": "random", "diffusion__timestep": 7}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from mmengine.logging import HistoryBuffer, MessageHub
 
 from sketchfusion_plugins import CheckpointError
-from sketchfusion_plugins.mm.safe_loading import read_checkpoint
+from sketchfusion_plugins.mm.safe_loading import POINTER, last_checkpoint, read_checkpoint
 
 CALLS: list[str] = []
 
@@ -99,3 +100,18 @@ def test_damage_is_named(checkpoint: dict[str, Any], tmp_path: Path) -> None:
         read_checkpoint(path)
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         read_checkpoint(tmp_path / "none.pth")
+
+
+def test_a_copied_work_directory_goes_on_from_its_own_checkpoint(
+    checkpoint: dict[str, Any], tmp_path: Path
+) -> None:
+    original, copy, pointed = (tmp_path / name for name in ("a", "b", "c"))
+    original.mkdir()
+    torch.save(checkpoint, original / "iter_2.pth")
+    (original / POINTER).write_text(str(original / "iter_2.pth"))
+    shutil.copytree(original, copy)
+    assert last_checkpoint(copy) == copy / "iter_2.pth"
+    # Where checkpoints go elsewhere, the name alone says where.
+    pointed.mkdir()
+    shutil.copy(original / POINTER, pointed)
+    assert last_checkpoint(pointed) == original / "iter_2.pth"

@@ -216,6 +216,17 @@ def test_metric_equals_that_of_the_written_points(
     assert 0 < results[0]["stroke/P"] < 100
 
 
+def test_metric_refuses_points_of_another_size(
+    spg: Path, build: Callable[..., Any], tmp_path: Path
+) -> None:
+    write_spg(spg, tmp_path / "large", size=96, progress=False)
+    points = str(tmp_path / "large" / "points/val.safetensors")
+    metric = METRICS.build({"type": "StrokeMetric", "points": points})
+    metric.dataset_meta = {"classes": CLASSES}
+    with pytest.raises(ValueError, match=r"pictures of 96 x 96 px, .*\.png has 72 x 72\. Give"):
+        metric.process(None, predictions(build(), seed=1))
+
+
 def test_metric_refuses_samples_whose_points_it_cannot_trust(build: Callable[..., Any]) -> None:
     metric = METRICS.build({"type": "StrokeMetric"})
     metric.dataset_meta = {"classes": CLASSES}

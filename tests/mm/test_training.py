@@ -59,6 +59,14 @@ def test_optimiser_holds_what_trains(segmentor_config: Any, options: dict[str, A
     assert len(held(wrapper)) < len(list(model.parameters())) / 2
 
 
+def test_optimiser_holds_nothing_that_a_rate_of_zero_keeps(segmentor_config: Any) -> None:
+    model = MODELS.build(segmentor_config())
+    keys = {"backbone": {"lr_mult": 0.0}, "decode_head": {"lr_mult": 1.0}}
+    wrapper = build_optim_wrapper(model, optimiser_config(paramwise_cfg={"custom_keys": keys}))
+    fixed = {id(p) for p in model.backbone.parameters() if p.requires_grad}
+    assert fixed and held(wrapper) == {id(p) for p in model.parameters() if p.requires_grad} - fixed
+
+
 def test_mmengines_own_constructor_works_too(segmentor_config: Any) -> None:
     model = MODELS.build(segmentor_config())
     options = {"paramwise_cfg": {"custom_keys": {"injector": {"lr_mult": 0.1}}}}
