@@ -151,7 +151,7 @@ def write_spg(
     """Write SPG as an mmseg data set, with the points that the stroke metrics need.
 
     What is already written is kept; a second run changes no byte.
-    ``points/{train,val}.safetensors`` holds ``xy`` [N, 2] in pixels, ``stroke`` [N], ``label`` [N]
+    ``points/{train,val}.safetensors`` holds ``xy`` [N, 2] in pixels, ``stroke`` [N], ``label`` [N],
     ``offset`` [D + 1] and ``size`` of the pictures; the names of the D drawings are JSON in its
     metadata.
 
