@@ -110,6 +110,14 @@ def test_a_tasks_script_trains_judges_and_asks(
     assert (tmp_path / "runs" / adapters / "adapters.safetensors").is_file()
 
 
+def test_the_parts_script_asks_for_more_than_a_warm_up(tmp_path: Path) -> None:
+    pytest.importorskip("mmseg")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        _run("segment_parts.py", "openmoji", "--out", "runs", "--iterations", 100, folder=tmp_path)
+    assert "--iterations must be above 100" in caught.value.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def _measured(script: str, *arguments: object, folder: Path) -> dict[str, Any]:
     _run(f"benchmarks/{script}", *arguments, "--out", "out.json", folder=folder)
     report: dict[str, Any] = json.loads((folder / "out.json").read_text())

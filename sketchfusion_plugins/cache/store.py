@@ -243,7 +243,8 @@ class FeatureStore:
             if header.get("__metadata__", {}).get("record") != _stamp(key, tensors):
                 raise ValueError("it does not fit its checksum")
             return tensors
-        except (SafetensorError, ValueError) as error:
+        # KeyError: of a precision that safetensors writes and does not read.
+        except (KeyError, SafetensorError, ValueError) as error:
             warnings.warn(f"{path} is damaged and is made anew: {error}", stacklevel=3)
             with suppress(OSError):
                 path.unlink()

@@ -86,7 +86,9 @@ class GuardedRequests:
                 403,
                 f"This page does not answer to the name {name!r}. See sketchfusion demo --name.",
             )
-        if _is_foreign(headers) and (scope["method"] not in READING or "origin" in headers):
+        if self._is_foreign(headers, name) and (
+            scope["method"] not in READING or "origin" in headers
+        ):
             return 403, "A page of another site sent this."
         if scope["method"] in READING:
             return None
@@ -101,22 +103,24 @@ class GuardedRequests:
                 return 507, "Too many files are kept; try again later."
         return None
 
+    def _is_foreign(self, headers: Mapping[str, str], name: str) -> bool:
+        """Whether a page of another site sent a request.
 
-def _is_foreign(headers: Mapping[str, str]) -> bool:
-    """Whether a page of another site sent a request.
-
-    Browsers say so themselves to addresses that they trust, such as localhost; to others they tell
-    where a page came from.
-    """
-    site = headers.get("sec-fetch-site")
-    if site is not None:
-        return site not in OWN_SITES
-    origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc.lower() != headers["host"].lower()
+        Browsers say so themselves to addresses that they trust, such as localhost; to others they
+        tell where a page came from, and of that a proxy may have changed the port.
+        """
+        site = headers.get("sec-fetch-site")
+        if site is not None:
+            return site not in OWN_SITES
+        origin = headers.get("origin")
+        return origin is not None and _host_name(origin.partition("//")[2]) not in (
+            name,
+            *self.names,
+        )
 
 
 def _host_name(host: str) -> str:
-    """Name or address of a ``Host`` header; empty if it is none."""
+    """Name or address in a ``Host`` header, in lower case; empty if there is none."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

@@ -87,7 +87,7 @@ class SketchIndex:
             try:
                 return cls(folder, manifest)
             except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ESTALE):
+                if not isinstance(error, FileNotFoundError) and error.errno != errno.ESTALE:
                     raise
                 # A writer may have committed, and removed the former files, since the pointer was
                 # read; the next generation is there.

@@ -275,7 +275,9 @@ def spread_over_ink(sketch: Tensor, placement: Placement, count: int) -> Tensor:
 
 def _ink_limit(light: Tensor) -> float:
     """What pixels ``[h, w]`` of a sketch, in -1..1, are darker than where they are ink."""
-    darkest, paper = float(light.min()), float(light.median())
+    # Paper is what nine tenths are not lighter than: thin lines may fill a narrow picture's half.
+    paper = float(light.flatten().kthvalue(max(1, light.numel() * 9 // 10)).values)
+    darkest = float(light.min())
     if darkest < PAPER:
         return PAPER
     return (darkest + paper) / 2 if paper - darkest > FAINTEST else darkest

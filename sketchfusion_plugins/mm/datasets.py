@@ -69,17 +69,19 @@ class SketchParts(BaseSegDataset):  # type: ignore[misc]
                 "that of your images."
             )
         if not self.ann_file:
-            self._tell_others({str(pair["img_path"]) for pair in pairs})
+            self._tell_others()
         return pairs
 
-    def _tell_others(self, taken: set[str]) -> None:
-        """Warn of pictures that the suffix leaves out."""
-        folder = Path(self.data_prefix["img_path"])
-        others = [
+    def _tell_others(self) -> None:
+        """Warn of pictures that the suffix leaves out, masks in the same folder aside."""
+        folder, masks = (self.data_prefix.get(key) for key in ("img_path", "seg_map_path"))
+        others = sorted(
             path
-            for path in sorted(folder.rglob("[!.]*"))
-            if path.suffix.lower() in SUFFIXES and str(path) not in taken
-        ]
+            for path in Path(folder).rglob("[!.]*")
+            if path.suffix.lower() in SUFFIXES
+            and not path.name.endswith(self.img_suffix)
+            and not (masks and path.is_relative_to(masks) and path.match(f"*{self.seg_map_suffix}"))
+        )
         if others:
             warnings.warn(
                 f"{len(others)} picture(s) in {folder} do not end in {self.img_suffix} and are "

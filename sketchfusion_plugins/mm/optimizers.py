@@ -61,6 +61,11 @@ class AdapterOptimWrapperConstructor(DefaultOptimWrapperConstructor):  # type: i
         if not prefix:
             # What is held fixed by a rate of 0 would count when gradients are clipped together.
             params[:] = [group for group in params if group.get("lr") != 0]
+            if not params:
+                raise ValueError(
+                    "nothing would train: every parameter has a learning rate of 0. Give some part "
+                    "an lr_mult above 0 in paramwise_cfg.custom_keys."
+                )
 
 
 def _depths(model: nn.Module) -> dict[str, int]:

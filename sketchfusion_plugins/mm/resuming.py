@@ -118,7 +118,8 @@ def _refuse_changes(config: Config, checkpoint: Path) -> None:
             values["data.source"] = source_name(str(values.get("data.source")))
     # Checkpoints of a run with an average hold that one where the weights were.
     for values, hooks in ((had, found), (asked, _read(config.pretty_text))):
-        values["custom_hooks.EMAHook"] = _averages(hooks.get("custom_hooks") or {})
+        named = (hooks.get(key) or {} for key in ("custom_hooks", "default_hooks"))
+        values["custom_hooks.EMAHook"] = _averages([h for own in named for h in own.values()])
     changed = [
         f"{key} {asked.get(key)!r}, the run has {had.get(key)!r}"
         for key in sorted(set(had) | set(asked))
@@ -133,9 +134,9 @@ def _refuse_changes(config: Config, checkpoint: Path) -> None:
         )
 
 
-def _averages(hooks: dict[str, Any]) -> str | None:
-    """Hooks that average weights, wherever they stand; None if there are none."""
-    found = (sorted(_flatten(hook).items()) for hook in hooks.values() if isinstance(hook, dict))
+def _averages(hooks: list[Any]) -> str | None:
+    """Those that average weights, in whatever order they stand; None if there are none."""
+    found = sorted(sorted(_flatten(hook).items()) for hook in hooks if isinstance(hook, dict))
     return ", ".join(str(dict(hook)) for hook in found if "EMAHook" in str(hook)) or None
 
 

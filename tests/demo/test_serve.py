@@ -203,6 +203,10 @@ def test_no_other_name_is_answered(
 def test_a_further_name_is_answered(guard: Any, tmp_path: Path) -> None:
     proxied = GuardedRequests(guard().app, known_names("127.0.0.1", ["Hub.example"]), tmp_path)
     assert _status(proxied, host="hub.example") == 200
+    # A proxy may pass on its own name, the server's address, or a port of either.
+    for host in ("hub.example", "hub.example:80", "127.0.0.1:7860"):
+        for origin in ("http://hub.example", "http://Hub.example:8080"):
+            assert _status(proxied, "POST", content_length="1", host=host, origin=origin) == 200
     assert _status(proxied, host="evil.example") == 403
 
 
@@ -223,7 +227,8 @@ def test_other_names_are_refused_by_the_server(address: str) -> None:
         ("GET", {"sec_fetch_site": "cross-site", "origin": "https://evil.example"}, 403),
         # Browsers say no more to an address that they do not trust.
         ("POST", {"content_length": "10", "origin": "http://localhost:7860"}, 200),
-        ("POST", {"content_length": "10", "origin": "http://localhost:3000"}, 403),
+        ("POST", {"content_length": "10", "origin": "https://evil.example"}, 403),
+        ("POST", {"content_length": "10", "origin": "http://["}, 403),
         ("POST", {"content_length": "10", "origin": "null"}, 403),
         ("GET", {"origin": "https://evil.example"}, 403),
         ("POST", {"transfer_encoding": "chunked"}, 411),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -456,6 +457,29 @@ def test_damaged_files_are_noticed(pattern: str, tmp_path: Path) -> None:
         SketchIndex.open(tmp_path)
     path.write_bytes(content)
     SketchIndex.open(tmp_path).verify()
+
+
+@pytest.mark.usefixtures("small_structures")
+@pytest.mark.parametrize("error", [FileNotFoundError("gone"), OSError(errno.ESTALE, "stale")])
+def test_a_structure_that_a_commit_removes_meanwhile_is_looked_for_anew(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sketchfusion_plugins.index import reader
+
+    fill(tmp_path, "ivf", make_vectors(400), 400)
+    read, asked = reader.read_structure, []
+
+    def removed_at_first(path: Path, mapped: bool) -> Any:
+        asked.append(path)
+        if len(asked) == 1:
+            with IndexWriter.open(tmp_path) as index:
+                index.add(make_vectors(400, seed=1), [f"new{row}" for row in range(400)])
+            raise error
+        return read(path, mapped)
+
+    monkeypatch.setattr(reader, "read_structure", removed_at_first)
+    assert len(SketchIndex.open(tmp_path)) == 800
+    assert asked[-1] != asked[0]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,17 @@ def test_dataset_of_ones_own(folder: Path) -> None:
     assert len(DATASETS.build(data_config(folder)).metainfo["palette"]) == 3
 
 
-def test_pictures_that_the_suffix_leaves_out_are_told(folder: Path) -> None:
+def test_pictures_that_the_suffix_leaves_out_are_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    # Masks beside pictures are none, and a folder may be named in more than one way.
+    together = {"img_path": "", "seg_map_path": "annotations"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for place in ("./data", ".//data/", str(folder)):
+            assert len(DATASETS.build(data_config(folder, data_root=place))) == 1
+        DATASETS.build(data_config(folder, data_prefix=together))
     for name in ("B.PNG", "c.jpg", ".hidden.jpg", "notes.txt"):
         (folder / "images/val" / name).write_bytes(b"")
     with pytest.warns(

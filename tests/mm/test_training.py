@@ -67,6 +67,13 @@ def test_optimiser_holds_nothing_that_a_rate_of_zero_keeps(segmentor_config: Any
     assert fixed and held(wrapper) == {id(p) for p in model.parameters() if p.requires_grad} - fixed
 
 
+def test_a_rate_of_zero_for_all_is_refused(segmentor_config: Any) -> None:
+    # Every name has it inside.
+    options = optimiser_config(paramwise_cfg={"custom_keys": {"": {"lr_mult": 0.0}}})
+    with pytest.raises(ValueError, match="every parameter has a learning rate of 0"):
+        build_optim_wrapper(MODELS.build(segmentor_config()), options)
+
+
 def test_mmengines_own_constructor_works_too(segmentor_config: Any) -> None:
     model = MODELS.build(segmentor_config())
     options = {"paramwise_cfg": {"custom_keys": {"injector": {"lr_mult": 0.1}}}}

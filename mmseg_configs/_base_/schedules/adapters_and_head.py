@@ -9,7 +9,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
-    # To 0: a minimum above it would lift the rate 0 by which other schedules freeze parts.
+    # To 0: a minimum above it would lift rates of 0, by which mmengine's own constructor freezes.
     dict(type="PolyLR", power=0.9, eta_min=0.0, by_epoch=False, begin=100, end=4000),
 ]
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=4000, val_interval=1000)
