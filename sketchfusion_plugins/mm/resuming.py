@@ -136,8 +136,8 @@ def _refuse_changes(config: Config, checkpoint: Path) -> None:
 
 def _averages(hooks: list[Any]) -> str | None:
     """Those that average weights, in whatever order they stand; None if there are none."""
-    found = sorted(sorted(_flatten(hook).items()) for hook in hooks if isinstance(hook, dict))
-    return ", ".join(str(dict(hook)) for hook in found if "EMAHook" in str(hook)) or None
+    told = (str(dict(sorted(_flatten(hook).items()))) for hook in hooks if isinstance(hook, dict))
+    return ", ".join(sorted(hook for hook in told if "EMAHook" in hook)) or None
 
 
 def _read_meta(checkpoint: Path) -> dict[str, Any] | None:
