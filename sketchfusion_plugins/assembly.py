@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from sketchfusion_plugins.aggregation import AdaptiveAggregation, AdaptivePyramid
 from sketchfusion_plugins.config import EncoderConfig
@@ -153,4 +153,4 @@ def checkpoint_blocks(
 
 def _recompute(block: nn.Module, *inputs: Any) -> Any:
     """What diffusers does by default, as a function that can be pickled with its model."""
-    return checkpoint(block.__call__, *inputs, use_reentrant=False)
+    return torch.utils.checkpoint.checkpoint(block.__call__, *inputs, use_reentrant=False)

@@ -60,7 +60,7 @@ window.fetch = async (...asked) => {
   return new Response(theirs, reply);
 };
 """
-PATIENCE = 60_000
+PATIENCE = 240_000
 Stroke = list[tuple[float, float]]
 
 
