@@ -12,8 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-# huggingface_hub reads them once, when it is imported. Nor does any test find what its user has
-# downloaded; a test that this one starts shares the folder.
+# huggingface_hub reads them once, when it is imported. No test finds what its user has downloaded.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_CACHE"] = str(Path(tempfile.gettempdir(), "sketchfusion-tests-no-models"))
 

@@ -2,7 +2,7 @@
 
 Gradio bounds single files alone. It answers to any name, so that a site whose name is made to
 point at this machine (DNS rebinding) would read the page as its own, and it takes uploads that
-other sites send.
+other sites send. starlette's own check of names lets no numeric address in that was not named.
 """
 
 from __future__ import annotations

