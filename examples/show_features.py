@@ -16,7 +16,6 @@ import torch
 
 from sketchfusion_plugins import open_image, to_tensor
 from sketchfusion_plugins.aggregation import AdaptiveAggregation
-from sketchfusion_plugins.checkpoint import find_encoder
 from sketchfusion_plugins.evaluation.training_log import read_training_log
 from sketchfusion_plugins.inference.answers import match_pictures
 from sketchfusion_plugins.inference.models import default_size, open_model
@@ -29,6 +28,7 @@ from sketchfusion_plugins.viz import (
     pca_rgb,
     save_figure,
 )
+from sketchfusion_plugins.wrappers import find_encoder
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ WEIGHTS_FILE = "adapters.safetensors"
 CONFIG_FILE = "config.json"
 FORMAT = "sketchfusion-adapters"
 FORMAT_VERSION = 1
+BUNDLED = ("sketchfusion/tiny", "sketchfusion/tiny-retrieval")
 FOUNDATION_KEYS = (
     "diffusion",
     "diffusion_revision",
@@ -154,13 +155,16 @@ def locate(source: str | Path, revision: str | None) -> Path:
         return path / WEIGHTS_FILE
     if path.is_absolute() or len(Path(source).parts) != 2:
         raise OSError(
-            f"no adapters at {source}. Give a folder written by save_pretrained, or a Hugging Face "
-            "id 'owner/name'."
+            f"no adapters at {source}. Give a folder written by save_pretrained, a Hugging Face id "
+            f"'owner/name', or one of this package's: {', '.join(BUNDLED)}."
         )
     from huggingface_hub import hf_hub_download
 
-    with explain_loading("adapters", str(source), revision):
-        return Path(hf_hub_download(str(source), WEIGHTS_FILE, revision=revision))
+    try:
+        with explain_loading("adapters", str(source), revision):
+            return Path(hf_hub_download(str(source), WEIGHTS_FILE, revision=revision))
+    except OSError as error:
+        raise OSError(f"{error} Adapters of this package: {', '.join(BUNDLED)}.") from error
 
 
 def read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -14,7 +14,8 @@ from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.denoiser import Block, default_taps, list_blocks
 from sketchfusion_plugins.diffusion import Diffusion, load_diffusion, skip_random_weights
 from sketchfusion_plugins.hub import refuse_unavailable
-from sketchfusion_plugins.semantic import SemanticBranch, load_semantic
+from sketchfusion_plugins.semantic import SemanticBranch
+from sketchfusion_plugins.semantic_loading import load_semantic
 
 
 def adopt_branch(config: EncoderConfig, diffusion: Diffusion | None) -> EncoderConfig:

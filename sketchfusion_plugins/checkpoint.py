@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from sketchfusion_plugins.adapter_file import (
     CONFIG_FILE,
@@ -41,45 +39,10 @@ from sketchfusion_plugins.foundation_settings import (
     read_settings,
 )
 from sketchfusion_plugins.timm_entries import timm_entries
+from sketchfusion_plugins.wrappers import find_encoder, unwrap
 
 if TYPE_CHECKING:
     from sketchfusion_plugins.encoder import SketchFusionEncoder
-
-WRAPPERS = (nn.DataParallel, DistributedDataParallel, AveragedModel)
-# timm's own averages, whose package is not loaded for their sake.
-TIMM_WRAPPERS = ("ModelEmaV2", "ModelEmaV3")
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`, data parallelism and averages of weights."""
-    names = dict(module.named_children())
-    if "_orig_mod" in names:
-        return unwrap(names["_orig_mod"])
-    bases = {base.__name__ for base in type(module).__mro__}
-    wraps = isinstance(module, WRAPPERS) or not bases.isdisjoint(TIMM_WRAPPERS)
-    return unwrap(names["module"]) if wraps else module
-
-
-def find_encoder(module: nn.Module) -> tuple[str, SketchFusionEncoder]:
-    """The encoder inside a module, with the prefix of its keys (empty, or ending in a dot).
-
-    Raises:
-        TypeError: There is none, or more than one.
-    """
-    # Known by its class's method: the encoder lies a floor above this file, and a compiled module
-    # passes on whatever attribute of the module inside it is asked for.
-    found: list[tuple[str, Any]] = [
-        (f"{name}." if name else "", child)
-        for name, child in module.named_modules()
-        if hasattr(type(child), "foundation_names")
-    ]
-    if len(found) != 1:
-        raise TypeError(
-            f"expected a module with one SketchFusionEncoder inside, got {len(found)} in "
-            f"{type(module).__name__}."
-        )
-    prefix, encoder = found[0]
-    return prefix, encoder
 
 
 def adapter_state(module: nn.Module) -> dict[str, Tensor]:
@@ -155,7 +118,8 @@ def save_adapters(module: nn.Module, folder: str | Path) -> None:
 
     Foundations that were trained, now or before they were loaded from a checkpoint, go with them,
     and with a warning those that a state dict has put in the place of the ones that were built, or
-    that something was added to, such as LoRA. The folder is a model of timm's too,
+    that something was added to, such as LoRA; they are known by a few values of every tensor. The
+    folder is a model of timm's too,
     ``local-dir:FOLDER``, with its classifier if timm made it; unless levels are not aggregated to
     one map.
 
@@ -265,13 +229,13 @@ def _foundations(encoder: SketchFusionEncoder) -> dict[str, nn.Module]:
 
 
 def _are_replaced(encoder: SketchFusionEncoder) -> bool:
-    """Whether frozen foundations have other weights than they were built with, or more."""
+    """Whether frozen foundations have other weights than they were built with, more or fewer."""
     built = encoder.foundation_samples
-    # Those built without values were given some since.
-    return bool(built) and any(
-        values is not built.get(title)
-        for title, values in sample_modules(_foundations(encoder), built).items()
-    )
+    if not built:
+        # Built without values, they were given some since.
+        return False
+    found = sample_modules(_foundations(encoder), built)
+    return found.keys() != built.keys() or any(found[title] is not built[title] for title in built)
 
 
 def _whole_state(module: nn.Module) -> dict[str, Tensor]:

@@ -133,7 +133,8 @@ class SketchFusionEncoder(nn.Module):
             ``[B, out_channels, ceil(H / stride), ceil(W / stride)]``, or a tuple of them.
 
         Raises:
-            TypeError, ValueError: See `sketchfusion_plugins.images.check_image`.
+            TypeError, ValueError: See `sketchfusion_plugins.images.check_image`, and of the seed
+                `sketchfusion_plugins.noise.draw_noise`.
         """
         levels = self.forward_levels(image, seed=seed, generator=generator)
         if isinstance(image, FoundationOutputs):
@@ -184,7 +185,8 @@ class SketchFusionEncoder(nn.Module):
             fuse: Make the tokens too, where any are injected.
 
         Raises:
-            TypeError, ValueError: See `sketchfusion_plugins.images.check_image`.
+            TypeError, ValueError: See `sketchfusion_plugins.images.check_image`, and of the seed
+                `sketchfusion_plugins.noise.draw_noise`.
         """
         check_image(image, self.config.in_channels)
         pixels = pad_to_multiple(to_rgb(image), self.diffusion.latent_stride)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 SAMPLES_PER_TENSOR = 16
 # The null prompt's embedding is no weight: it is computed, on every machine a little otherwise.
 COMPUTED = "null_embedding"
+# Of batch norms; in eval mode they do not read it, and timm's frozen ones have none.
+COUNTER = "num_batches_tracked"
 # GELU and its approximations differ most between -3 and -1.
 ACTIVATION_POINTS = (-2.5, -1.5, -0.5, 0.5)
 _ACTIVATION_FILES = (
@@ -45,7 +47,7 @@ def sample_modules(
         modules: Modules by name.
         origins: What this function gave for the modules before. It stands for tensors whose
             precision alone has changed since: float16 rounds other than bfloat16 does, and loses
-            small values.
+            small values. And for counts of batches, whatever has become of them.
 
     Returns:
         Values on the CPU by name and shape, in the order that is hashed.
@@ -55,9 +57,16 @@ def sample_modules(
     for name, module in modules.items():
         state = {plain_name(key): tensor for key, tensor in module.state_dict().items()}
         state = {key: tensor for key, tensor in state.items() if not key.endswith(COMPUTED)}
-        for key, tensor in sorted(state.items()):
-            values = sample_values(tensor)
-            title = f"{name}.{key}{tuple(tensor.shape)}"
+        found = {
+            f"{name}.{key}{tuple(tensor.shape)}": sample_values(tensor)
+            for key, tensor in state.items()
+        }
+        counts = {
+            title: values
+            for title, values in origins.items()
+            if title.startswith(f"{name}.") and title.endswith(f".{COUNTER}()")
+        }
+        for title, values in sorted({**found, **counts}.items()):
             origin = origins.get(title)
             samples[title] = values if origin is None or _differs(values, origin) else origin
     return samples

@@ -1,8 +1,8 @@
 """Where weights and architectures come from: the hub, a local folder, or the package itself.
 
 Only safetensors are read unless the caller opts in to pickled files (timm models on the hub: see
-`sketchfusion_plugins.semantic.load_semantic`), and every failure is reported with the repository,
-what was expected there and how to mend it.
+`semantic_loading.load_semantic`), and every failure is reported with the repository, what was
+expected there and how to mend it.
 """
 
 from __future__ import annotations

@@ -8,11 +8,14 @@ CUDA graphs, which would replay the draw they saw.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sketchfusion_plugins.config import LARGEST_SEED
 
 SCHEDULE_KEYS = (
     "num_train_timesteps",
@@ -48,14 +51,24 @@ def draw_noise(
     Args:
         latents: ``[B, C, h, w]``, of which only ``C, h, w`` and the device matter.
         draws: Number of draws ``E``.
-        seed: Seed, used when no generator is given.
+        seed: Seed of 64 bits, used when no generator is given.
         generator: Generator of any device; it is advanced.
 
     Returns:
         Noise ``[E, C, h, w]``, float32, on the latents' device.
+
+    Raises:
+        TypeError: The seed is no integer.
+        ValueError: It is too large.
     """
     if generator is not None:
         return _draw(draws, latents, generator).to(latents.device)
+    if type(seed) is not int:
+        seed = _as_integer(seed)
+    if not -LARGEST_SEED - 1 <= seed <= LARGEST_SEED:
+        raise ValueError(
+            f"seed must be an integer of {-LARGEST_SEED - 1} to {LARGEST_SEED}, got {seed}."
+        )
     # Detached: noise is a constant, and the operator has no derivative to offer.
     noise: Tensor = _seeded_noise(latents.detach(), draws, seed)
     return noise
@@ -88,6 +101,15 @@ def noise_scales(scheduler: Mapping[str, Any], timestep: int) -> tuple[float, fl
             )
         one, zero, step = torch.ones(1), torch.zeros(1), torch.tensor([timestep])
         return ddpm.add_noise(one, zero, step).item(), ddpm.add_noise(zero, one, step).item()
+
+
+def _as_integer(seed: Any) -> int:
+    """A seed of numpy's, of a tensor, or whatever else Python counts with."""
+    try:
+        return operator.index(seed)
+    except TypeError as error:
+        hint = " Pass a generator as generator=." if isinstance(seed, torch.Generator) else ""
+        raise TypeError(f"seed must be an integer, got {seed!r}.{hint}") from error
 
 
 def _draw(draws: int, like: Tensor, generator: torch.Generator) -> Tensor:

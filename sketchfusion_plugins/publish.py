@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from sketchfusion_plugins.checkpoint import describe, find_encoder, save_adapters, unwrap
+from sketchfusion_plugins.checkpoint import describe, save_adapters
 from sketchfusion_plugins.files import write_text
+from sketchfusion_plugins.wrappers import find_encoder, unwrap
 
 CARD_FILE = "README.md"
 

@@ -20,11 +20,11 @@ PACKAGES = ("sketchfusion_plugins", "timm_adapters")
 
 # Rooms by floor, the lowest first; a room imports from lower floors alone. A package is one room.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("files", "problems", "hub", "noise", "images", "summary", "mmseg_scripts", "metrics", "heads"),
+    ("files", "problems", "hub", "images", "summary", "mmseg_scripts", "metrics", "heads"),
     ("config", "fingerprint", "frequency", "viz", "data", "stroke_metrics", "losses", "index"),
     ("presets", "null_prompt", "semantic", "injection", "aggregation", "adapter_file", "baselines")
-    + ("foundation_settings",),
-    ("denoiser", "timm_entries", "import_hooks"),
+    + ("foundation_settings", "noise"),
+    ("denoiser", "timm_entries", "import_hooks", "wrappers", "semantic_loading"),
     ("checkpoint",),
     ("diffusion", "publish"),
     ("assembly", "outputs"),

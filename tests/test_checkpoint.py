@@ -25,7 +25,6 @@ from sketchfusion_plugins import CheckpointError, SketchFusionEncoder, preset
 from sketchfusion_plugins.adapter_file import CONFIG_FILE, WEIGHTS_FILE, locate, read_config
 from sketchfusion_plugins.checkpoint import (
     adapter_state,
-    find_encoder,
     fingerprint,
     load_adapters,
     save_adapters,
@@ -261,18 +260,6 @@ def test_encoder_into_a_larger_module(saved: Path, build: Any) -> None:
     _assert_same(model.backbone, _snapshot(build(seed=1)))
 
 
-def test_find_encoder(build: Any) -> None:
-    encoder = build()
-    assert find_encoder(encoder) == ("", encoder)
-    assert find_encoder(Classifier(encoder)) == ("backbone.", encoder)
-    compiled = torch.compile(encoder, backend="eager")
-    assert find_encoder(compiled) == ("_orig_mod.", encoder)
-    with pytest.raises(TypeError, match="got 0 in Linear"):
-        find_encoder(nn.Linear(1, 1))
-    with pytest.raises(TypeError, match="got 2 in ModuleList"):
-        find_encoder(nn.ModuleList([encoder, build()]))
-
-
 # --- compiled and wrapped ----------------------------------------------------------------------
 
 
@@ -481,6 +468,20 @@ def test_what_is_added_to_frozen_foundations_is_written(build: Any, tmp_path: Pa
     assert load_adapters(again, tmp_path) == []
     assert again.diffusion.denoiser.unet.conv_in.lora_A.tolist() == [0.5] * 4
     with pytest.raises(CheckpointError, match=r"unexpected .*lora_A"):
+        SketchFusionEncoder.from_pretrained(tmp_path)
+
+
+def test_what_is_taken_from_frozen_foundations_is_noticed(build: Any, tmp_path: Path) -> None:
+    def build_without_bias() -> SketchFusionEncoder:
+        encoder: SketchFusionEncoder = build()
+        encoder.diffusion.denoiser.unet.conv_in.bias = None
+        return encoder
+
+    with pytest.warns(UserWarning, match=r"put into it, so .* holds them too"):
+        build_without_bias().save_pretrained(tmp_path)
+    again = build_without_bias()
+    assert load_adapters(again, tmp_path) == []
+    with pytest.raises(CheckpointError, match=r"missing .*conv_in\.bias"):
         SketchFusionEncoder.from_pretrained(tmp_path)
 
 
@@ -798,9 +799,13 @@ def test_missing_files(tmp_path: Path, build: Any) -> None:
     with pytest.raises(OSError, match="holds nothing"):
         load_adapters(encoder, tmp_path)
     for source in (tmp_path / "nowhere", "nowhere", "./a/b/c"):
-        with pytest.raises(OSError, match=f"no adapters at {re.escape(str(source))}"):
+        with pytest.raises(
+            OSError, match=f"no adapters at {re.escape(str(source))}.* sketchfusion/tiny, "
+        ):
             SketchFusionEncoder.from_pretrained(source)
-    with pytest.raises(OSError, match="could not load the adapters from 'nobody/nothing'"):
+    with pytest.raises(
+        OSError, match=r"could not load the adapters from 'nobody/nothing'.* sketchfusion/tiny, "
+    ):
         SketchFusionEncoder.from_pretrained("nobody/nothing")
 
 

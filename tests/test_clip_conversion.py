@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from sketchfusion_plugins.catalogue import CATALOGUE
 from sketchfusion_plugins.config import SemanticConfig
-from sketchfusion_plugins.semantic import CLIP_MEAN, ClipVision, load_semantic
+from sketchfusion_plugins.semantic import CLIP_MEAN, ClipVision
+from sketchfusion_plugins.semantic_loading import load_semantic
 
 SOURCE = "openai/clip-vit-large-patch14-336"
 MAIN, EARLIER, CONVERTED = "a" * 40, "b" * 40, "c" * 40

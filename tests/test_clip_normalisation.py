@@ -15,7 +15,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundE
 from transformers import CLIPVisionModel
 
 from sketchfusion_plugins.config import SemanticConfig
-from sketchfusion_plugins.semantic import CLIP_MEAN, CLIP_STD, ClipVision, load_semantic
+from sketchfusion_plugins.semantic import CLIP_MEAN, CLIP_STD, ClipVision
+from sketchfusion_plugins.semantic_loading import load_semantic
 
 SOURCE = "laion/CLIP-ViT-L-14-laion2B-s32B-b82K"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -24,7 +24,7 @@ from sketchfusion_plugins.config import DiffusionConfig, SemanticConfig
 from sketchfusion_plugins.diffusion import Diffusion, load_diffusion, noise_scales
 from sketchfusion_plugins.hub import RETIRED_REPOSITORIES
 from sketchfusion_plugins.noise import draw_noise
-from sketchfusion_plugins.semantic import load_semantic
+from sketchfusion_plugins.semantic_loading import load_semantic
 
 TAPS = ("up0", "up1", "up2")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
@@ -26,6 +29,30 @@ def test_the_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
     finally:
         torch.set_default_dtype(before)
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("seed", [np.int64(5), torch.tensor(5)])
+def test_whole_numbers_of_other_kinds_are_seeds(seed: Any) -> None:
+    latents = torch.zeros(1, 4, 8, 8)
+    assert torch.equal(draw_noise(latents, 2, seed), draw_noise(latents, 2, 5))
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, -(2**63)])
+def test_the_largest_seeds(seed: int) -> None:
+    assert draw_noise(torch.zeros(1, 4, 8, 8), 1, seed).isfinite().all()
+
+
+def test_what_is_no_seed_is_refused() -> None:
+    latents = torch.zeros(1, 4, 8, 8)
+    with pytest.raises(ValueError, match=rf"of {-(2**63)} to {2**63 - 1}, got {2**63}"):
+        draw_noise(latents, 1, 2**63)
+    wrong: Any
+    for wrong in (1.5, "1", torch.tensor([1, 2])):
+        with pytest.raises(TypeError, match="seed must be an integer, got"):
+            draw_noise(latents, 1, wrong)
+    wrong = torch.Generator()
+    with pytest.raises(TypeError, match="Pass a generator as generator="):
+        draw_noise(latents, 1, wrong)
 
 
 def test_cuda_graphs_are_told_to_leave_it_out() -> None:

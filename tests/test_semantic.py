@@ -25,10 +25,9 @@ from sketchfusion_plugins.semantic import (
     ClipVision,
     SemanticBranch,
     TimmVision,
-    load_semantic,
     resize_for_tokens,
-    semantic_changes,
 )
+from sketchfusion_plugins.semantic_loading import load_semantic, semantic_changes
 
 TIMM_MODELS = (
     "test_vit",

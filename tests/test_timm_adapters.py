@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_model_data_config
+from timm.layers import FrozenBatchNormAct2d
 from timm.models._features import FeatureGetterNet, FeatureListNet
 from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV2, ModelEmaV3
+from timm.utils import ModelEmaV2, ModelEmaV3, freeze, unfreeze
 
 import sketchfusion_plugins
 from sketchfusion_plugins import CheckpointError, SketchFusionEncoder
@@ -744,6 +745,27 @@ def test_averages_of_timm_are_seen_through(wrapping: Any, tmp_path: Path) -> Non
     save_adapters(wrapping(model), tmp_path / "classifier")
     again = timm.create_model(f"local-dir:{tmp_path / 'classifier'}", pretrained=True)
     assert torch.equal(again.head.fc.weight, model.head.fc.weight)
+
+
+@pytest.mark.parametrize("thawed", [False, True])
+def test_batch_norms_that_timm_freezes_are_the_same_foundations(
+    thawed: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = timm.create_model(TINY, pretrained=True, num_classes=5).eval()
+    freeze(model, ["encoder"])
+    assert any(isinstance(module, FrozenBatchNormAct2d) for module in model.modules())
+    if thawed:
+        # timm builds batch norms anew, which are in training mode then.
+        unfreeze(model, ["encoder"])
+        model.eval()
+    model.save_pretrained(tmp_path)
+    assert not recwarn.list
+    assert (tmp_path / WEIGHTS_FILE).stat().st_size < 2e6, "adapters alone"
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(again(image), model(image))
+    assert load_adapters(model, tmp_path) == []
 
 
 def test_adapters_of_a_backbone_say_where_they_go(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from sketchfusion_plugins.checkpoint import load_adapters, save_adapters
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.encoder import FeatureLevels, SketchFusionEncoder
 from sketchfusion_plugins.presets import preset
-from sketchfusion_plugins.semantic import semantic_changes
+from sketchfusion_plugins.semantic_loading import semantic_changes
 from timm_adapters.head import NormClassifierHead
 
 _logger = logging.getLogger(__name__)

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from sketchfusion_plugins.cache.store import FeatureStore, tensor_bytes
-from sketchfusion_plugins.checkpoint import find_encoder
 from sketchfusion_plugins.encoder import FeatureLevels, FoundationOutputs, SketchFusionEncoder
 from sketchfusion_plugins.fingerprint import sample_modules
 from sketchfusion_plugins.images import check_image
+from sketchfusion_plugins.wrappers import find_encoder
 
 Keep = Literal["foundations", "results"]
 Tensors = dict[str, Tensor]
@@ -265,7 +265,8 @@ def use_cache(encoder: nn.Module, store: FeatureStore | None, keep: Keep = "foun
 
     Weights that change are noticed, unless they are written through ``.data``, which torch does not
     count: diffusers' ``EMAModel.copy_to`` does so. Call this function after it; or copy with
-    ``parameter.copy_(...)`` under `torch.no_grad`.
+    ``parameter.copy_(...)`` under `torch.no_grad`. Frozen foundations are known by a few values of
+    every tensor: who edits single weights of them, or hooks into them, does without a cache.
 
     Args:
         encoder: The encoder, or a module with one inside.

@@ -52,7 +52,6 @@ def analyse(
     Example: sketchfusion analyse drawings photos --model sketchfusion/tiny --out spectra
     """
     with errors_in_one_line():
-        from sketchfusion_plugins.checkpoint import find_encoder
         from sketchfusion_plugins.inference.models import (
             config_of,
             default_size,
@@ -61,6 +60,7 @@ def analyse(
         )
         from sketchfusion_plugins.problems import Problems
         from sketchfusion_plugins.spectra import pictures_by_kind, study_pictures
+        from sketchfusion_plugins.wrappers import find_encoder
 
         kinds = pictures_by_kind(folders)
         config = config_of(model, weights)

@@ -180,7 +180,7 @@ def keep_foundations(model: nn.Module, folder: Path | None, limit: int | None = 
         return
     from sketchfusion_plugins.cache import FeatureStore, use_cache
     from sketchfusion_plugins.cache.store import GIBIBYTE
-    from sketchfusion_plugins.checkpoint import find_encoder
+    from sketchfusion_plugins.wrappers import find_encoder
 
     try:
         _, encoder = find_encoder(model)

@@ -58,13 +58,12 @@ def features(
             fitting_paths,
             known_paths,
         )
-        from sketchfusion_plugins.inference.models import (
-            default_size,
+        from sketchfusion_plugins.inference.descriptor_tags import (
             descriptor_tag,
             model_fingerprint,
             model_settings,
-            open_model,
         )
+        from sketchfusion_plugins.inference.models import default_size, open_model
         from sketchfusion_plugins.inference.picture_files import list_pictures
         from sketchfusion_plugins.inference.sharding import Ranks, describe_together, forget_parts
         from sketchfusion_plugins.problems import Problems

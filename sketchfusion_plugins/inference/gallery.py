@@ -15,14 +15,12 @@ from sketchfusion_plugins.foundation_settings import are_alike
 from sketchfusion_plugins.index import Hit, IndexWriter, SketchIndex
 from sketchfusion_plugins.index.manifest import POINTER, Kind, Manifest
 from sketchfusion_plugins.inference.answers import Model, describe_files
-from sketchfusion_plugins.inference.models import (
-    Weights,
+from sketchfusion_plugins.inference.descriptor_tags import (
     descriptor_tag,
-    is_checkpoint,
     model_fingerprint,
     model_settings,
-    open_model,
 )
+from sketchfusion_plugins.inference.models import Weights, is_checkpoint, open_model
 from sketchfusion_plugins.inference.sharding import Ranks, describe_together, forget_parts
 from sketchfusion_plugins.problems import Problems
 
@@ -40,9 +38,9 @@ class GalleryModel:
         name: Name that `models.open_model` takes.
         weights: Weights of its foundations.
         size: Side, in pixels, of the square that pictures are padded to.
-        fingerprint: See `models.model_fingerprint`.
-        settings: See `models.model_settings`; empty, or without its second part, in indexes of
-            versions that did not write it.
+        fingerprint: See `descriptor_tags.model_fingerprint`.
+        settings: See `descriptor_tags.model_settings`; empty, or without its second part, in
+            indexes of versions that did not write it.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmengine.model import BaseModule
@@ -13,7 +13,7 @@ from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.inference.models import find_config
 from sketchfusion_plugins.mm.frozen import FrozenFoundations
-from sketchfusion_plugins.semantic import semantic_changes
+from sketchfusion_plugins.semantic_loading import semantic_changes
 
 
 @MODELS.register_module()
@@ -48,7 +48,8 @@ class SketchFusion(FrozenFoundations, BaseModule):  # type: ignore[misc]
         foundation_dtype: ``"float32"`` or ``"bfloat16"``; None keeps the configuration's.
         with_cp: Recompute activations inside UNet blocks in backward, to save memory.
         allow_pickle: See `SketchFusionEncoder`.
-        init_cfg: None, or ``dict(type="Pretrained", checkpoint=..., prefix="backbone.")``.
+        init_cfg: None, or ``dict(type="Pretrained", checkpoint=..., prefix="backbone.")``, or a
+            list of such.
 
     Raises:
         OSError: Foundations or adapters cannot be loaded.
@@ -71,11 +72,12 @@ class SketchFusion(FrozenFoundations, BaseModule):  # type: ignore[misc]
         foundation_dtype: str | None = None,
         with_cp: bool = False,
         allow_pickle: bool = False,
-        init_cfg: Mapping[str, Any] | None = None,
+        init_cfg: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        if init_cfg is not None and init_cfg.get("type") != "Pretrained":
+        entries = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
+        if any(entry.get("type") != "Pretrained" for entry in entries):
             raise ValueError(
-                f"init_cfg must be None or of type 'Pretrained', got {dict(init_cfg)!r}: any other "
+                f"init_cfg must be None or of type 'Pretrained', got {init_cfg!r}: any other "
                 "would overwrite the foundations. Choose how injection starts with "
                 "changes=dict(injection__init='zero' or 'official')."
             )

@@ -25,7 +25,7 @@ from sketchfusion_plugins.hub import (
 )
 from sketchfusion_plugins.mm.backbone import SketchFusion
 from sketchfusion_plugins.mm.safe_loading import read_checkpoint
-from sketchfusion_plugins.semantic import PROCESSOR_FILE
+from sketchfusion_plugins.semantic_loading import PROCESSOR_FILE
 
 CONFIG_FILE = "config.py"
 WEIGHTS_FILE = "model.pth"

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sketchfusion_plugins.adapter_file import CheckpointError
-from sketchfusion_plugins.checkpoint import find_encoder, fingerprint, sample_foundations
+from sketchfusion_plugins.checkpoint import fingerprint, sample_foundations
 from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.wrappers import find_encoder
 
 FINGERPRINT = "foundation_fingerprint"
 

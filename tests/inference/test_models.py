@@ -1,20 +1,15 @@
-"""Models by name, and their fingerprints."""
+"""Models by name."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 import torch
-from timm.layers import GELU, QuickGELU
-from torch import nn
 
 from sketchfusion_plugins import SketchFusionEncoder, preset
 from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, CheckpointError
@@ -28,7 +23,6 @@ from sketchfusion_plugins.features import (
     PixelFeatures,
     TimmFeatures,
 )
-from sketchfusion_plugins.foundation_settings import are_alike
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS
 from sketchfusion_plugins.inference.models import (
     BUNDLED,
@@ -37,16 +31,13 @@ from sketchfusion_plugins.inference.models import (
     find_config,
     fresh_encoder,
     is_checkpoint,
-    model_fingerprint,
-    model_settings,
     open_model,
 )
 from sketchfusion_plugins.presets import PRESETS
-from sketchfusion_plugins.tasks.load import build_task, load_task
+from sketchfusion_plugins.tasks.load import load_task
 from sketchfusion_plugins.tasks.retrieval import Retrieval
 
 TINY = preset("tiny").replace(weights="random")
-TINY_SETTINGS = "1ecef98d8a3679cf"  # in indexes that users have
 
 
 @pytest.mark.parametrize(
@@ -215,8 +206,6 @@ def test_size_of_a_trained_task_is_what_it_was_trained_on(saved: Path, tmp_path:
     task.save_pretrained(tmp_path)
     assert default_size(str(tmp_path)) == 72
     assert default_size(str(tmp_path / "adapters.safetensors")) == 72
-    plain, sized = (open_model(str(folder)) for folder in (saved / "retrieval", tmp_path))
-    assert model_fingerprint(plain) == model_fingerprint(sized), "an index goes by its own size"
 
 
 def test_fresh_adapters_come_from_the_seed_alone() -> None:
@@ -229,100 +218,6 @@ def test_fresh_adapters_come_from_the_seed_alone() -> None:
     other = fresh_encoder(TINY, seed=4).state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not all(torch.equal(first[key], other[key]) for key in first)
-
-
-def test_fingerprint_is_the_same_in_every_process(saved: Path, tmp_path: Path) -> None:
-    moved = Path(shutil.copytree(saved / "retrieval", tmp_path / "moved"))
-    names = ["tiny", "hog", "timm:test_vit", str(moved)]
-    code = (
-        "from sketchfusion_plugins.inference.models import *\n"
-        f"for name in {names!r}: print(model_fingerprint(open_model(name, weights='random')))"
-    )
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    names[-1] = str(saved / "retrieval")
-    torch.manual_seed(99)
-    assert output == [model_fingerprint(open_model(name, weights="random")) for name in names]
-    assert len(set(output)) == len(names)
-
-
-def test_fingerprint_forgets_precision_and_sees_everything_else() -> None:
-    def fingerprint(seed: int = 0, **changes: object) -> str:
-        return model_fingerprint(FusedFeatures(fresh_encoder(TINY.replace(**changes), seed)))
-
-    same = fingerprint()
-    assert fingerprint(foundation_dtype="bfloat16") == same
-    others = [
-        fingerprint(seed=1),
-        fingerprint(random_seed=1),
-        fingerprint(diffusion__timestep=50),
-        fingerprint(diffusion__seed=1),
-        fingerprint(aggregation__stride=16),
-    ]
-    assert len({same, *others}) == 6
-
-
-def test_fingerprint_is_as_before_there_was_a_choice_to_shrink(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    shrinking, keeping = (
-        FusedFeatures(fresh_encoder(TINY.replace(semantic__shrink=shrink)))
-        for shrink in (True, False)
-    )
-    now = model_fingerprint(shrinking)
-    assert model_fingerprint(keeping) != now
-    hashed = []
-    recorder = SimpleNamespace(dumps=lambda values, **_: hashed.append(values) or "")
-    monkeypatch.setattr("sketchfusion_plugins.inference.models.json", recorder)
-    model_fingerprint(shrinking)
-    assert "shrink" not in hashed[0]["semantic"] and "final_norm" in hashed[0]["semantic"]
-
-
-@pytest.mark.parametrize("name", ["tiny", "clip:tiny", "timm:vit_tiny_patch16_224"])
-def test_settings_tell_gelu_from_quick_gelu_where_fingerprints_do_not(name: str) -> None:
-    # As of timm's vit_*_clip_* and vit_*_clip_quickgelu_*, which have the same weights.
-    model = open_model(name, weights="random")
-    weights, before = model_fingerprint(model), model_settings(model)
-    assert model_settings(model.train()) == before
-    for part in list(model.modules()):
-        if isinstance(getattr(part, "act", None), nn.GELU | GELU):
-            part.act = QuickGELU()
-    assert model_fingerprint(model) == weights
-    assert not are_alike(model_settings(model), before)
-    # What versions wrote that did not know of activations.
-    earlier = before.partition(".")[0]
-    assert are_alike(earlier, before) and are_alike(model_settings(model), earlier)
-
-
-def test_settings_tell_normalisations_of_timm_apart() -> None:
-    model = open_model("timm:test_vit", weights="random")
-    before = model_settings(model)
-    model.normalise.mean = [0.1, 0.2, 0.3]
-    assert not are_alike(model_settings(model), before)
-    # What versions wrote that did not know of it.
-    assert are_alike(f".{before.partition('.')[2]}", model_settings(model))
-
-
-def test_fingerprint_of_maps_whose_channels_were_last_is_another_than_it_was() -> None:
-    model = open_model("timm:test_resnet", weights="random")
-    before = model_fingerprint(model)
-    model.channels_last = True
-    assert model_fingerprint(model) != before
-
-
-def test_settings_of_the_bundled_model_are_as_they_were() -> None:
-    assert model_settings(open_model("tiny")).partition(".")[0] == TINY_SETTINGS
-    assert model_settings(open_model("hog")) == ""
-
-
-def test_fingerprint_sees_one_changed_weight() -> None:
-    task = build_task("retrieval", fresh_encoder(TINY), dim=8)
-    before = model_fingerprint(task)
-    assert model_fingerprint(task.train()) == before
-    with torch.no_grad():
-        next(task.head.parameters()).view(-1)[0] += 1e-3
-    assert model_fingerprint(task) != before
 
 
 def test_names_of_timm_and_presets_agree() -> None:
