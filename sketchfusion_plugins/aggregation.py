@@ -9,6 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class GroupNorm(nn.GroupNorm):
+    """torch's, which also takes a group of one value, as of an image of one cell: it is 0."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """See `torch.nn.GroupNorm`."""
+        return torch.group_norm(values, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class Bottleneck(nn.Module):
     """Residual bottleneck of one branch: 1x1, 3x3, 1x1 convolutions with GroupNorm.
 
@@ -21,16 +29,16 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.reduce_norm = nn.GroupNorm(norm_groups, channels)
+        self.reduce_norm = GroupNorm(norm_groups, channels)
         self.mix = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.mix_norm = nn.GroupNorm(norm_groups, channels)
+        self.mix_norm = GroupNorm(norm_groups, channels)
         self.expand = nn.Conv2d(channels, out_channels, 1, bias=False)
-        self.expand_norm = nn.GroupNorm(norm_groups, out_channels)
+        self.expand_norm = GroupNorm(norm_groups, out_channels)
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, bias=False),
-                nn.GroupNorm(norm_groups, out_channels),
+                GroupNorm(norm_groups, out_channels),
             )
         self.reset_parameters()
 

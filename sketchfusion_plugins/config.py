@@ -237,15 +237,23 @@ class EncoderConfig:
         return _from_mapping(cls, values)
 
     def replace(self, **changes: Any) -> EncoderConfig:
-        """Copy with changes; ``diffusion__timestep=50`` reaches into a part."""
+        """Copy with changes.
+
+        ``diffusion__timestep=50`` and ``diffusion={"timestep": 50}`` reach into a part, a
+        `DiffusionConfig` takes the place of one.
+        """
         nested: dict[str, dict[str, Any]] = {}
         for key in [key for key in changes if "__" in key]:
             part, name = key.split("__", 1)
             nested.setdefault(part, {})[name] = changes.pop(key)
-        values = {**self.to_dict(), **changes}
+        values = self.to_dict()
         for key, value in changes.items():
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 values[key] = dataclasses.asdict(value)
+            elif isinstance(value, Mapping):
+                values[key] = {**(values.get(key) or {}), **value}
+            else:
+                values[key] = value
         for part, part_changes in nested.items():
             held = values.get(part) or {}
             if not isinstance(held, Mapping):

@@ -19,8 +19,13 @@ from typing import Literal
 
 Tool = Literal["train", "test"]
 
+SUFFIXES = (".py", ".json", ".yaml", ".yml")
+
 INSTALL = 'pip install "sketchfusion-plugins[mmseg]"'
 INSTALL_UPSTREAM = 'pip install "sketchfusion-plugins[mmseg-upstream]"'
+
+# By its option, or by its entry in the config.
+WORK_DIR = ("--work-dir", "work_dir=")
 
 # Without it mmengine's runner names a CUDA device, which data parallelism on CPUs refuses.
 CPU_WRAPPER = (
@@ -52,7 +57,7 @@ def config_path(name: str) -> Path:
 
 
 def find_config(name: str) -> Path:
-    """File of a config by its name, or by its path, which ends in ``.py``.
+    """File of a config by its name, or by its path, which ends as mmengine's configs do.
 
     Raises:
         FileNotFoundError: No such file.
@@ -60,7 +65,7 @@ def find_config(name: str) -> Path:
     """
     if name.startswith("-"):
         raise ValueError(f"got {name} before the config. Name the config first, then options.")
-    if not name.endswith(".py"):
+    if not name.endswith(SUFFIXES):
         return config_path(name)
     if not Path(name).is_file():
         names = ", ".join(list_configs())
@@ -77,7 +82,10 @@ def run_tool(tool: Tool, name: str, arguments: Sequence[str]) -> int:
     Args:
         tool: Which of the two.
         name: Name or path of the config.
-        arguments: The script's further arguments.
+        arguments: The script's further arguments; those of a test begin with the checkpoint. What
+            a test writes goes to the folder ``test`` beside it, unless they name another: mmseg's
+            script writes its config down, options included, and where training did so further
+            commands would take it for the trained one.
 
     Returns:
         The script's exit status.
@@ -96,6 +104,8 @@ def run_tool(tool: Tool, name: str, arguments: Sequence[str]) -> int:
         raise ModuleNotFoundError(
             f"expected mmsegmentation's script at {script}; install it as a wheel: {INSTALL}"
         )
+    if tool == "test" and not any(a.startswith(WORK_DIR) for a in arguments):
+        arguments = [*arguments, "--work-dir", str(_test_folder(config, arguments[0]))]
     command = [str(script), str(config), *arguments]
     if _launched_by_pytorch(arguments):
         if "RANK" not in os.environ:
@@ -127,6 +137,13 @@ def run_on_cpus(script: str, arguments: Sequence[str]) -> None:
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")
     distributed.destroy_process_group()
+
+
+def _test_folder(config: Path, checkpoint: str) -> Path:
+    if "://" in checkpoint:
+        # Where mmengine has what a config says nothing of.
+        return Path("work_dirs", config.stem, "test")
+    return Path(checkpoint).parent / "test"
 
 
 def _launched_by_pytorch(arguments: Sequence[str]) -> bool:

@@ -105,6 +105,19 @@ def test_weighted_sum_by_hand() -> None:
 
 
 @torch.no_grad()
+def test_groups_of_one_value() -> None:
+    """A level of one cell with a channel to each group: an image of 32 px in mmseg's configs."""
+    torch.manual_seed(0)
+    bottleneck = Bottleneck(6, 8, channels=4, norm_groups=4)
+    _vary(bottleneck)
+    state = {name: _array(tensor) for name, tensor in bottleneck.state_dict().items()}
+    levels = torch.randn(2, 6, 1, 1)
+    expected = np.stack([_bottleneck(state, _array(level), groups=4) for level in levels])
+    np.testing.assert_allclose(_array(bottleneck(levels)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bottleneck(levels[:1]), bottleneck(levels)[:1])
+
+
+@torch.no_grad()
 def test_levels_are_resized_before_their_bottlenecks() -> None:
     torch.manual_seed(0)
     aggregation = AdaptiveAggregation((6, 8), 8, bottleneck_channels=4, norm_groups=2)

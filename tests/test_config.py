@@ -148,6 +148,17 @@ def test_replace_takes_whole_parts() -> None:
     assert EncoderConfig().replace(aggregation=None).aggregation is None
 
 
+def test_replace_merges_mappings() -> None:
+    config = EncoderConfig(diffusion=DiffusionConfig("some/model", timestep=7))
+    changed = config.replace(diffusion={"seed": 3}, diffusion__ensemble=2)
+    assert changed.diffusion == DiffusionConfig("some/model", timestep=7, seed=3, ensemble=2)
+    assert changed.replace(**changed.to_dict()) == changed
+    config = EncoderConfig(aggregation=None).replace(aggregation={"stride": (8, 16)})
+    assert config.aggregation == AggregationConfig(stride=(8, 16))
+    with pytest.raises(ValueError, match=r"unknown DiffusionConfig field.* time"):
+        config.replace(diffusion={"time": 3})
+
+
 def test_replace_turns_aggregation_on() -> None:
     config = EncoderConfig(aggregation=None).replace(aggregation__stride=(8, 16))
     assert config.aggregation == AggregationConfig(stride=(8, 16))

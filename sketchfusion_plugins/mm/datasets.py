@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,19 @@ class SketchParts(BaseSegDataset):  # type: ignore[misc]
         data_root: Folder of the data set.
         num_classes: Classes of the model's head.
         img_suffix: Suffix of the images.
-        options: See `mmseg.datasets.BaseSegDataset`.
+        options: See `mmseg.datasets.BaseSegDataset`; all but ``metainfo``.
 
     Raises:
         FileNotFoundError: A folder or ``meta.json`` is missing, or there are no images.
-        ValueError: ``meta.json`` names no classes, or another number of them. Reading a sample: its
-            mask holds a label that is no class, or has another size than the picture.
+        ValueError: ``meta.json`` names no classes, or another number of them; or ``metainfo`` is
+            given. Reading a sample: its mask holds colours, or a label that is no class, or has
+            another size than the picture.
     """
 
     def __init__(
         self, data_root: str, num_classes: int, img_suffix: str = ".png", **options: Any
     ) -> None:
+        refuse_metainfo(options, META_FILE)
         path = Path(data_root) / META_FILE
         if not path.is_file():
             raise FileNotFoundError(
@@ -100,6 +103,12 @@ class SketchParts(BaseSegDataset):  # type: ignore[misc]
 
     def _check(self, sample: Any) -> None:
         labels = sample.gt_sem_seg.data
+        # mmseg's packing makes one channel of a mask's rows and columns, and leaves its colours.
+        if labels.ndim != 3 or len(labels) != 1:
+            raise ValueError(
+                f"{sample.seg_map_path} holds colours, expected a class's index in every pixel. "
+                "Masks are one byte per pixel, without colour."
+            )
         # Of the picture as the model gets it, or where masks are read after resizing, as it was.
         sizes = [sample.get(key) for key in ("img_shape", "ori_shape")]
         if not any(size is None or tuple(size[:2]) == tuple(labels.shape[-2:]) for size in sizes):
@@ -116,6 +125,19 @@ class SketchParts(BaseSegDataset):  # type: ignore[misc]
                 f"or {self.ignore_index} for pixels to ignore. Masks are one byte per pixel, "
                 "without colour."
             )
+
+
+def refuse_metainfo(options: Mapping[str, Any], source: str) -> None:
+    """Refuse classes beside those of a data set's own files.
+
+    Raises:
+        ValueError: ``options`` holds ``metainfo``.
+    """
+    if "metainfo" in options:
+        raise ValueError(
+            f"got metainfo={options['metainfo']!r}; classes and palette are those of {source}. "
+            "Leave metainfo out."
+        )
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mmseg.engine.hooks import SegVisualizationHook
 from sketchfusion_plugins.data.layout import palette
 from sketchfusion_plugins.data.spg import SPLITS, load_spg
 from sketchfusion_plugins.data.strokes import StrokeStyle, render_labels
+from sketchfusion_plugins.mm.datasets import refuse_metainfo
 from sketchfusion_plugins.stroke_metrics import LabelledPoints
 
 LOADERS = ("LoadImageFromFile", "LoadAnnotations")
@@ -35,12 +36,12 @@ class SPGStrokesDataset(BaseSegDataset):  # type: ignore[misc]
         renderer: A `RenderStrokes` that takes the place of ``LoadImageFromFile`` and
             ``LoadAnnotations`` in ``pipeline``. mmseg's inferencer wants these two in the
             pipeline of the test data, which it uses for pictures.
-        options: See `mmseg.datasets.BaseSegDataset`.
+        options: See `mmseg.datasets.BaseSegDataset`; all but ``metainfo``.
 
     Raises:
         FileNotFoundError: A file is missing.
         ValueError: Unknown split, the files do not agree with each other, or they name another
-            number of classes.
+            number of classes; or ``metainfo`` is given.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class SPGStrokesDataset(BaseSegDataset):  # type: ignore[misc]
         renderer: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        refuse_metainfo(options, data_root)
         if split not in SPLITS.values():
             raise ValueError(f"split must be one of {', '.join(SPLITS.values())}, got {split!r}.")
         classes, self.drawings = load_spg(data_root)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from sketchfusion_plugins import __version__
 from sketchfusion_plugins.cli import app
+from sketchfusion_plugins.mmseg_scripts import find_config
 from sketchfusion_plugins.quickstart import QuickstartReport
 
 runner = CliRunner()
@@ -133,6 +134,15 @@ def test_unknown_config_lists_the_valid_ones(verb: str) -> None:
     assert "no config 'nonsense'; choose one of base_fpn_ade20k_512" in result.stderr
 
 
+@pytest.mark.parametrize("suffix", ["json", "yaml", "yml"])
+def test_configs_of_every_format_of_mmengines(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"own.{suffix}"
+    with pytest.raises(FileNotFoundError, match="no config file at"):
+        find_config(str(path))
+    path.touch()
+    assert find_config(str(path)) == path
+
+
 def test_options_before_the_config_are_told() -> None:
     result = runner.invoke(app, ["mm-train", "--work-dir", "runs", "tiny_fpn_openmoji_128"])
     assert result.exit_code == 1
@@ -174,6 +184,40 @@ def test_the_shipped_script_is_run_with_all_arguments(
     assert Path(script).is_file()
     assert Path(config).name == "tiny_fpn_spg_128.py"
     assert rest == arguments
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "given", "folder"),
+    [
+        ("runs/iter_1.pth", [], "runs/test"),
+        ("runs/iter_1.pth", ["--tta", "--cfg-options", "a.b=1"], "runs/test"),
+        ("https://some.where/iter_1.pth", [], "work_dirs/tiny_fpn_spg_128/test"),
+        ("runs/iter_1.pth", ["--work-dir=mine"], None),
+        ("runs/iter_1.pth", ["--cfg-options", "a.b=1", "work_dir=mine"], None),
+    ],
+)
+def test_where_a_test_writes(
+    checkpoint: str,
+    given: list[str],
+    folder: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("mmseg")
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/iter_1.pth").touch()
+    commands: list[list[str]] = []
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("sketchfusion_plugins.mmseg_scripts.subprocess.run", run)
+    result = runner.invoke(app, ["mm-test", "tiny_fpn_spg_128", checkpoint, *given])
+    assert result.exit_code == 0, result.output
+    added = [] if folder is None else ["--work-dir", str(Path(folder))]
+    assert commands[0][3:] == [checkpoint, *given, *added]
 
 
 def test_mm_test_without_its_checkpoint_is_one_line(tmp_path: Path) -> None:

@@ -360,6 +360,9 @@ def test_pretrained_init_cfg(segmentor_config: Any, config: Any, tmp_path: Path)
     )
     built.init_weights()
     assert (built.encoder.injector.projections["up0"].bias == 3).all()
+    listed = SketchFusion(config=config.to_dict(), init_cfg=[built.init_cfg])
+    listed.init_weights()
+    assert (listed.encoder.injector.projections["up0"].bias == 3).all()
 
 
 def test_refusals(config: Any) -> None:
@@ -369,6 +372,8 @@ def test_refusals(config: Any) -> None:
         SketchFusion("sketchfusion_tiny.sd21")
     with pytest.raises(ValueError, match="init_cfg must be None or of type 'Pretrained'"):
         SketchFusion(config=config.to_dict(), init_cfg={"type": "Kaiming", "layer": "Conv2d"})
+    with pytest.raises(ValueError, match="init_cfg must be None or of type 'Pretrained'"):
+        SketchFusion(config=config.to_dict(), init_cfg=[{"type": "Kaiming", "layer": "Conv2d"}])
     with pytest.raises(ValueError, match="unknown EncoderConfig field"):
         SketchFusion(config=config.to_dict(), changes={"depth": 50})
     built = SketchFusion(config=config.to_dict())

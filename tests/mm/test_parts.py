@@ -109,6 +109,18 @@ def test_dataset_refusals(folder: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((48, 40), np.uint8)).save(folder / "annotations/val/ant_1.png")
     with pytest.raises(ValueError, match=r"ant_1\.png does not fit .* has 48 x 40 px \(after"):
         data[0]
+    with pytest.raises(ValueError, match=r"got metainfo=.* are those of meta\.json"):
+        DATASETS.build(data_config(folder, metainfo={"classes": ["a", "b", "c"]}))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "LA"])
+@pytest.mark.filterwarnings("ignore:Please pay attention your ground truth")
+def test_masks_in_colour_are_told(mode: str, folder: Path) -> None:
+    data = DATASETS.build(data_config(folder))
+    path = folder / "annotations/val/ant_1.png"
+    Image.open(path).convert(mode).save(path)
+    with pytest.raises(ValueError, match=r"ant_1\.png holds colours, expected a class's index"):
+        data[0]
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,8 @@ def test_metric_refuses_samples_whose_points_it_cannot_trust(build: Callable[...
 def test_refusals(build: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="split must be one of train, val, got 'valid'"):
         build("valid")
+    with pytest.raises(ValueError, match=r"got metainfo=\{'classes': \[\]\}; classes and palette"):
+        SPGStrokesDataset(str(spg), "train", 5, pipeline=[], metainfo={"classes": []})
     with pytest.raises(ValueError, match="names 5 classes, the config has num_classes=86"):
         build(num_classes=86)
     with pytest.raises(FileNotFoundError, match=r"spg\.csv is missing; SPG needs"):

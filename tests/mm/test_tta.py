@@ -22,7 +22,9 @@ from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 from torch import nn
 
+from sketchfusion_plugins import mmseg_scripts
 from sketchfusion_plugins.mm import AveragedTTAModel
+from sketchfusion_plugins.mm.export import export_merged
 
 CONFIGS = Path(__file__).parents[2] / "mmseg_configs"
 NAMES = (
@@ -80,6 +82,30 @@ def test_mmsegs_script_judges_and_shows(
     pictures = [cv2.imread(str(path)) for path in shown.rglob("*.png")]
     # Labels beside predictions.
     assert [picture.shape for picture in pictures] == [(64, 160 if "ade" in name else 128, 3)] * 3
+
+
+@pytest.mark.parametrize("path", ["name", "file"])
+def test_testing_leaves_the_trained_config(
+    miniature: Callable[[str], Path], checkpoint: Callable[[str], str], path: str, tmp_path: Path
+) -> None:
+    name = "tiny_linear_openmoji_128"
+    weights = checkpoint(name)
+    config = Config.fromfile(CONFIGS / f"{name}.py")
+    config.model.backbone.weights = "random"
+    config.test_dataloader.dataset.data_root = str(miniature(name))
+    config.work_dir = str(tmp_path)
+    trained = tmp_path / f"{name}.py"
+    config.dump(trained)
+    before = trained.read_bytes()
+    options = [f"test_dataloader.dataset.data_root={miniature(name)}"]
+    options += ["test_dataloader.num_workers=0", "test_dataloader.persistent_workers=False"]
+    options += ["model.backbone.weights=random"]
+    arguments = [weights, "--tta", "--cfg-options", *options]
+    assert mmseg_scripts.run_tool("test", name if path == "name" else str(trained), arguments) == 0
+    assert trained.read_bytes() == before
+    assert "AveragedTTAModel" in (tmp_path / "test" / trained.name).read_text()
+    assert not Path("work_dirs").exists()
+    export_merged(trained, Path(weights), tmp_path / "merged")
 
 
 @pytest.mark.parametrize("name", NAMES)
