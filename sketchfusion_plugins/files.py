@@ -40,7 +40,11 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         OSError: The folder cannot be written to, or the disk is full; ``path`` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder, handle = _claim(path)
+    try:
+        folder, handle = _claim(path)
+    except OSError as error:
+        # Of a name that nobody has chosen.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         # Libraries that write through a temporary file of their own do so in this folder too.
         temporary = folder / "file.tmp"

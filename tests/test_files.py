@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -194,6 +195,22 @@ def test_failed_tensor_write(
         write_safetensors({"a": torch.zeros(2)}, path)
     assert torch.equal(load_file(path)["a"], torch.ones(2))
     assert _names(tmp_path) == [path.name]
+
+
+def test_what_cannot_be_written_is_told_by_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    path = tmp_path / "a.txt"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path, "mkdir", lambda path, *_, exist_ok=False, **__: exist_ok or refuse(path)
+        )
+        with pytest.raises(OSError, match="Read-only") as error:
+            write_text("text", path)
+    assert error.value.filename == str(path)
 
 
 def test_folder_that_is_a_file(tmp_path: Path) -> None:

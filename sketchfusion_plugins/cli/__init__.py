@@ -6,8 +6,11 @@ Results go to standard output, everything else to standard error.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -72,8 +75,21 @@ def _add(
     paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
     told = "\n\n".join(paragraphs).strip()
     to.command(name, help=told, epilog=f"Example:\n\n{example}", rich_help_panel=panel, **settings)(
-        verb
+        _at_home(verb)
     )
+
+
+def _at_home(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb whose paths may begin with ``~``, which shells leave as it is in ``--out=~/file``."""
+
+    @functools.wraps(verb)
+    def expanded(**options: Any) -> None:
+        for name, value in options.items():
+            if isinstance(value, Path):
+                options[name] = Path(os.path.expanduser(value))  # noqa: PTH111, leaves ~nobody
+        verb(**options)
+
+    return expanded
 
 
 _add(app, quickstart, START)

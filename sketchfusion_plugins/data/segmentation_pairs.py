@@ -16,6 +16,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +159,12 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
             )
         part._label()
         return part
+
+    def files(self) -> list[Path]:
+        """All files that samples are read from."""
+        photos = [photo for photo, _ in self.queries]
+        masks = [self._mask_path(photo) for photo in photos]
+        return [*photos, *masks, *chain(*self.sketches.values())]
 
     def _label(self) -> None:
         if not self.queries:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from sketchfusion_plugins.data.layout import IGNORED
 from sketchfusion_plugins.data.pictures import NO_INSTANCE
@@ -112,6 +116,30 @@ class SketchPhotoPairs(Dataset[dict[str, Any]]):
         place = int(self.first[chosen] + torch.randint(int(self.count[chosen]), ()))
         photo = self.photos[int(self.order[place])]
         return {**sketch, "sketch": sketch["image"], "photo": photo["image"]}
+
+
+def sum_of_files(*parts: Samples | None) -> str | None:
+    """A hash of the names and sizes of all files that parts of data are read from.
+
+    It is the same wherever their common folder lies, and another once a picture was exchanged.
+    None for parts that are read from no pictures in folders.
+    """
+    paths = sorted({path for part in parts for path in _files(part)})
+    if not paths:
+        return None
+    root = os.path.commonpath(paths)
+    told = [f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in paths]
+    return hashlib.sha256("\n".join(told).encode(errors="surrogateescape")).hexdigest()[:8]
+
+
+def _files(part: Any) -> Iterable[Path]:
+    """Files of a part: what its data set's method ``files`` names, whatever wraps it."""
+    if isinstance(part, Subset):
+        return _files(part.dataset)
+    if isinstance(part, SketchPhotoPairs):
+        return chain(_files(part.sketches), _files(part.photos))
+    files: Iterable[Path] = part.files() if hasattr(part, "files") else ()
+    return files
 
 
 def labelled_mask(batch: Mapping[str, Any]) -> Tensor:

@@ -129,6 +129,11 @@ class Judge:
             return model
         if self.probed is None:
             raise ValueError("these data have no part to fit a probe on.")
+        if len(self.classes) < 2:
+            raise ValueError(
+                f"a probe tells at least two classes apart, got {', '.join(self.classes)} alone in "
+                f"{self.data.source}. Add classes, or raise the limit."
+            )
         descriptors, labels = self._descriptors(model, self.probed, "label")
         ridge = RidgeClassifier.fit(descriptors.numpy(), labels.numpy(), len(self.classes))
         describe = model.describe

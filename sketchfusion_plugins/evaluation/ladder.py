@@ -10,7 +10,7 @@ from typing import Any
 
 from sketchfusion_plugins import __version__
 from sketchfusion_plugins.config import EncoderConfig
-from sketchfusion_plugins.data.task_data import TaskData
+from sketchfusion_plugins.data.task_data import TaskData, sum_of_files
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.evaluation.judge import Judge, SamePlace
 from sketchfusion_plugins.evaluation.report import Identity, Report, Row, read_report
@@ -100,6 +100,9 @@ def evaluate(
     if data.gallery is not None:
         known["gallery"] = len(data.gallery)  # type: ignore[arg-type]
     known["size"] = data.size
+    files = sum_of_files(data.test, data.gallery, data.fit)
+    if files is not None:
+        known["files"] = files
     if judge.definitions:
         known["definition"] = " and ".join(judge.definitions)
     # Where probes see all, reports of earlier versions go on.

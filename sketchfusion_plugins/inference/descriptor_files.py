@@ -94,9 +94,10 @@ class DescriptorWriter:
         try:
             while left:
                 left = left[self._file.write(left) :]
-        except OSError:
+        except OSError as error:
             self._file.truncate(end)
-            raise
+            # What is written without a buffer fails without a name.
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def __enter__(self) -> DescriptorWriter:
         return self

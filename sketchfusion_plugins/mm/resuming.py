@@ -16,7 +16,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
 from sketchfusion_plugins.data.sources import source_name
-from sketchfusion_plugins.data.task_data import TaskData
+from sketchfusion_plugins.data.task_data import TaskData, sum_of_files
 from sketchfusion_plugins.mm.safe_loading import (
     POINTER,
     last_checkpoint,
@@ -64,25 +64,33 @@ def find_start(config: Config) -> tuple[str | None, bool]:
 
 
 def describe_data(data: TaskData) -> dict[str, Any]:
-    """What tells data from others, wherever they lie: items to train on, a sum of the labels."""
+    """What tells data from others, wherever they lie: what is trained on, and sums of names."""
     names = "\n".join(data.categories).encode()
     items = 0 if data.train is None else len(data.train)  # type: ignore[arg-type]
-    return {"items": items, "categories": f"{zlib.crc32(names):08x}"}
+    found = {"items": items, "categories": f"{zlib.crc32(names):08x}"}
+    files = sum_of_files(data.train)
+    return found if files is None else {**found, "files": files}
 
 
 def refuse_other_data(config: Config, checkpoint: Path) -> None:
     """Refuse to resume on data that have come to something else than those of the run.
 
     Raises:
-        ValueError: They have other labels, or other numbers of items.
+        ValueError: They have other labels, other numbers of items, or other files.
     """
-    had, asked = (values.get(FOUND) for values in (_read_meta(checkpoint) or {}, config))
-    if had and asked and had != dict(asked):
+    had = dict((_read_meta(checkpoint) or {}).get(FOUND) or {})
+    asked = dict(config.get(FOUND) or {})
+    # A run of an earlier version does not say all.
+    differing = [name for name in sorted(had) if had[name] != asked.get(name, had[name])]
+    if differing:
+        now, then = (
+            ", ".join(f"{name} {values[name]}" for name in differing) for values in (asked, had)
+        )
         raise ValueError(
-            f"{checkpoint} cannot be resumed: {config.data.source} has {asked['items']} items to "
-            f"train on, of categories {asked['categories']} (a sum of their names); those of the "
-            f"run were {had['items']}, of {had['categories']}. Put the data back as they were, or "
-            "start a new run in another --work-dir."
+            f"{checkpoint} cannot be resumed: what {config.data.source} has to train on is {now}; "
+            f"that of the run was {then} (of categories a sum of their names, of files one of "
+            "names and sizes). Put the data back as they were, or start a new run in another "
+            "--work-dir."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,26 +64,39 @@ class TaskEvaluationLoop(BaseLoop):  # type: ignore[misc]
         runner: The runner.
         dataloader: Batches of the judged part; the judge loads its own, this one is counted.
         evaluator: The judge.
+        finish: What is done to the trained task after the last iteration, before it is judged.
 
     Attributes:
-        row: What was measured last; None before.
+        row: What was measured after the last iteration; None before.
     """
 
     row: Row | None = None
 
-    def __init__(self, runner: Any, dataloader: Any, evaluator: Judge) -> None:
+    def __init__(
+        self, runner: Any, dataloader: Any, evaluator: Judge, finish: Callable[[Task], object]
+    ) -> None:
         super().__init__(runner, dataloader)
-        self.judge = evaluator
+        self.judge, self.finish = evaluator, finish
 
     def run(self) -> dict[str, float]:
         """Measures by name, 0..1."""
         self.runner.call_hook("before_val")
+        # What `finish` changes is the trained task, which an EMAHook would exchange in part.
+        row = self.conclude() if self.runner.iter >= self.runner.max_iters else None
         self.runner.call_hook("before_val_epoch")
-        self.row = row = judge_once(self.judge, task_of(self.runner.model))
+        row = row or judge_once(self.judge, task_of(self.runner.model))
         metrics = {name: measured.value for name, measured in row.items()}
         self.runner.call_hook("after_val_epoch", metrics=metrics)
         self.runner.call_hook("after_val")
         return metrics
+
+    def conclude(self) -> Row:
+        """Finish, save and judge the trained task."""
+        task = trained_task(self.runner)
+        self.finish(task)
+        save_task(self.runner)
+        self.row = judge_once(self.judge, task)
+        return self.row
 
 
 @HOOKS.register_module()

@@ -37,9 +37,9 @@ from sketchfusion_plugins.mm.resuming import (
     refuse_other_data,
 )
 from sketchfusion_plugins.mm.seeding import NumberedSampler, SeededDraws, SeedIterationHook
-from sketchfusion_plugins.mm.tasks import TaskModel, judge_once, save_task, trained_task
+from sketchfusion_plugins.mm.tasks import TaskModel, trained_task
 from sketchfusion_plugins.tasks.base import Task
-from sketchfusion_plugins.tasks.load import build_task
+from sketchfusion_plugins.tasks.load import TASKS, build_task
 
 FOLDER = Path(__file__).parents[1] / "task_configs"
 
@@ -147,6 +147,13 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
             "pooling on a grid has no deterministic gradient. Leave it out: runs of one seed then "
             "differ by rounding alone."
         )
+    kind, batch_size = TASKS.get(config.task.name), config.train_dataloader.batch_size
+    if kind is not None and batch_size < kind.least_batch:
+        raise ValueError(
+            f"{kind.name} tells the items of a batch apart and learns nothing from batches of "
+            f"{batch_size}. Set a batch size of at least {kind.least_batch} for each process; "
+            "encoder.with_cp=True saves memory."
+        )
     wrapper_type = config.optim_wrapper.get("type")
     amp = getattr(wrapper_type, "__name__", str(wrapper_type)).endswith("AmpOptimWrapper")
     if amp and get_device() in ("cpu", "mps"):
@@ -182,7 +189,14 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     task.split = _split_of(data, config)
     if start is None and data.fit is not None:
         task.to(get_device()).fit_head(_fitted_part(data.fit, task, config.judge.batch_size))
-    judge = Judge(data, get_device(), **config.judge)
+
+    def finish(trained: Task) -> None:
+        # Of a larger part, gradient has seen more than a closed form would.
+        if data.fit is not None and (
+            trained.part_suffices or len(data.fit) <= trained.most_fitted  # type: ignore[arg-type]
+        ):
+            trained.fit_head(_fitted_part(data.fit, trained, config.judge.batch_size))
+
     hooks: list[Hook] = [SeedIterationHook(seed)]
     chosen = list(config.get("custom_hooks") or [])
     # A list is replaced as a whole, by --set too; what was trained is always kept.
@@ -197,8 +211,8 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
         # Judging can take longer than training; mmengine's own interval is 1,000 iterations.
         train_cfg={"val_interval": config.train_cfg.max_iters, **config.train_cfg},
         val_dataloader=DataLoader(data.test),
-        val_cfg={"type": "TaskEvaluationLoop"},
-        val_evaluator=judge,
+        val_cfg={"type": "TaskEvaluationLoop", "finish": finish},
+        val_evaluator=Judge(data, get_device(), **config.judge),
         optim_wrapper=config.optim_wrapper,
         param_scheduler=[
             {"end": config.train_cfg.max_iters, **scheduler} for scheduler in config.param_scheduler
@@ -219,18 +233,9 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
         cfg=Config({**config.to_dict(), **wrapper}),
     )
     runner.train()
-    trained = trained_task(runner)
-    # Of a larger part, gradient has seen more than a closed form would.
-    fitted = (
-        data.fit is not None
-        and (trained.part_suffices or len(data.fit) <= trained.most_fitted)  # type: ignore[arg-type]
-        and trained.fit_head(_fitted_part(data.fit, trained, config.judge.batch_size))
-    )
-    if fitted:
-        save_task(runner)
-        return trained, judge_once(judge, trained)
     # Training ends with an evaluation, unless all of it was done before.
-    return trained, runner.val_loop.row or judge_once(judge, trained)
+    row = runner.val_loop.row or runner.val_loop.conclude()
+    return trained_task(runner), row
 
 
 def _training_part(data: TaskData, config: Config) -> Samples:

@@ -28,6 +28,7 @@ class Task(nn.Module):
         most_fitted: Of how many items `fit_head` sees at most, evenly spaced.
         part_suffices: Whether it fits the head to such a part after training too, instead of
             leaving it as gradient made it.
+        least_batch: Of how many items a batch must be for its loss to teach something.
         settings: Arguments, beside the encoder, that build it again; JSON values.
         image_size: Side, in pixels, of the square images it was trained on; None if not known.
         split: Part of its data that it was trained on; None if not known.
@@ -37,6 +38,7 @@ class Task(nn.Module):
     name: ClassVar[str]
     most_fitted: ClassVar[int] = 1
     part_suffices: ClassVar[bool] = False
+    least_batch: ClassVar[int] = 1
 
     def __init__(self, encoder: SketchFusionEncoder, settings: Mapping[str, Any]) -> None:
         super().__init__()

@@ -29,6 +29,8 @@ class Retrieval(Task):
     """
 
     name = "retrieval"
+    # A pair is told apart from the batch's others.
+    least_batch = 2
 
     def __init__(
         self,

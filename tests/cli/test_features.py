@@ -37,6 +37,16 @@ def test_descriptors_are_the_models_own(run: Any, pictures: Path, tmp_path: Path
         np.testing.assert_allclose(rows[str(pictures / name)], expected, atol=2e-5)
 
 
+def test_paths_at_home(
+    run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    out = tmp_path / "features.jsonl"
+    printed = run("features", pictures, "--model", "hog", "--out=~/features.jsonl", "--json").stdout
+    assert json.loads(printed)["out"] == str(out) and len(_rows(out)) == 4
+
+
 def test_known_pictures_are_not_described_again(run: Any, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "features.jsonl"
     arguments = ("--model", "hog", "--size", 64, "--out", out, "--json")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from sketchfusion_plugins.config import EncoderConfig
+from sketchfusion_plugins.data.pictures import Picture, PictureDataset
 from sketchfusion_plugins.data.task_data import TaskData
 from sketchfusion_plugins.evaluation.judge import SamePlace
 from sketchfusion_plugins.evaluation.ladder import baseline_identities, baselines, evaluate
@@ -28,6 +32,7 @@ from sketchfusion_plugins.features import (
     PixelFeatures,
     RandomFeatures,
 )
+from sketchfusion_plugins.images import to_tensor
 
 QUIET = {"progress": False}
 
@@ -175,6 +180,37 @@ def test_reports_on_other_data_are_kept(data: TaskData, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Choose another folder"):
         evaluate(data, {"first": PixelFeatures}, about={"seed": 1}, out=tmp_path, **QUIET)
     assert (tmp_path / "retrieval.json").read_bytes() == before
+
+
+def test_reports_on_exchanged_pictures_are_kept(tmp_path: Path) -> None:
+    for split in ("fit", "test"):
+        for index in range(4):
+            path = tmp_path / "here" / split / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40), (60 * index, 0, 0)).save(path)
+
+    def load(folder: str) -> TaskData:
+        parts = [
+            PictureDataset(
+                [Picture(path, str(int(path.stem) % 2)) for path in sorted(side.iterdir())],
+                transform=partial(to_tensor, size=32),
+            )
+            for side in (tmp_path / folder / "fit", tmp_path / folder / "test")
+        ]
+        return TaskData("recognition", "png", 32, None, parts[1], parts[0], categories=("0", "1"))
+
+    out = tmp_path / "out"
+    first = evaluate(load("here"), {"pixels": PixelFeatures}, out=out, **QUIET)
+    assert len(first.about["files"]) == 8
+    # Elsewhere, and written anew.
+    shutil.copytree(tmp_path / "here", tmp_path / "moved")
+    assert evaluate(load("moved"), {"pixels": Broken}, out=out, **QUIET).rows == first.rows
+    for changed in ("fit/1.png", "test/1.png"):
+        shutil.copytree(tmp_path / "here", tmp_path / changed.replace("/", "-"))
+        noise = torch.randint(256, (40, 40, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(noise).save(tmp_path / changed.replace("/", "-") / changed)
+        with pytest.raises(ValueError, match=r"reports on files \w{8}, expected files \w{8}\. Cho"):
+            evaluate(load(changed.replace("/", "-")), {"pixels": Broken}, out=out, **QUIET)
 
 
 def test_reports_by_another_definition_are_kept(data: TaskData, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from sketchfusion_plugins.inference.descriptor_files import (
     fitting_paths,
     known_paths,
 )
-from sketchfusion_plugins.problems import Problems
+from sketchfusion_plugins.problems import Problems, tell
 
 SYSTEM_CALLS = Path("/proc/self/io")
 NOT_UTF_8 = "caf\udce9.png"
@@ -39,6 +39,27 @@ def test_lines_are_there_at_once(tmp_path: Path) -> None:
         writer.add(["z\n\u2028.png"], VALUES[2:])
     with DescriptorWriter(path, "model") as writer:
         assert writer.known == {"x.png", "y.png", "z\n\u2028.png"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux alone has a full disk at hand")
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    with DescriptorWriter(path, "model") as writer:
+        writer.add(["x.png"], VALUES[:1])
+        held = path.read_bytes()
+        with Path("/dev/full").open("wb", buffering=0) as full:
+            monkeypatch.setattr(
+                writer,
+                "_file",
+                SimpleNamespace(
+                    seek=writer._file.seek, truncate=writer._file.truncate, write=full.write
+                ),
+            )
+            with pytest.raises(OSError, match="No space left") as error:
+                writer.add(["y.png"], VALUES[1:2])
+        monkeypatch.undo()
+        assert tell(error.value) == f"{path}: No space left on device."
+    assert path.read_bytes() == held
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30])

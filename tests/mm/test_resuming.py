@@ -186,8 +186,14 @@ def test_data_may_lie_elsewhere_but_not_be_others(
     shutil.copy(moved / "sketches/bee/one-1.png", moved / "sketches/bee/one-2.png")
     shutil.copy(moved / "sketches/cow/one-1.png", moved / "sketches/cow/one-2.png")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*")}
-    with pytest.raises(ValueError, match=r"has [56] items to train on, .* those of the run were 3"):
+    message = r"to train on is files \w{8}, items [56]; that of the run was files \w{8}, items 3 \("
+    with pytest.raises(ValueError, match=message):
         train_task(config_of(tmp_path / "work", **again))
+    exchanged = shutil.copytree(tmp_path / "here", tmp_path / "exchanged")
+    for path in exchanged.rglob("*.png"):
+        Image.new("RGB", (48, 48), "gray").save(path)
+    with pytest.raises(ValueError, match=r"to train on is files \w{8}; that of the run was files"):
+        train_task(config_of(tmp_path / "work", **{**again, "data__source": f"paired:{exchanged}"}))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*")} == before
 
 

@@ -246,6 +246,34 @@ def test_judging_on_the_way_changes_nothing(
     assert measured[-1]["Acc@1"] == pytest.approx(row["Acc@1"].value)
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("name", ["recognition", "query_segmentation"])
+def test_the_log_ends_with_the_figures_of_what_is_saved(
+    name: str,
+    averaged: bool,
+    train: Callable[..., Any],
+    data_of: Callable[[str], TaskData],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged = []
+    judge = Judge.__call__
+
+    def count(self: Judge, model: Any) -> Any:
+        judged.append(model)
+        return judge(self, model)
+
+    monkeypatch.setattr(Judge, "__call__", count)
+    hooks = [{"type": "EMAHook", "momentum": 0.3}] if averaged else []
+    task, row = train(name, tmp_path, 4, custom_hooks=hooks, train_cfg__val_interval=3)
+    assert len(judged) == 2 and judged[1] is task
+    log = next(tmp_path.glob("*/vis_data/scalars.json")).read_text().splitlines()
+    last = json.loads(log[-1])
+    assert last["step"] == 4
+    assert {key: last[key] for key in row} == pytest.approx({k: m.value for k, m in row.items()})
+    assert judge(Judge(data_of(name), progress=False), load_task(tmp_path / "adapters")) == row
+
+
 @pytest.mark.parametrize(("options", "interval"), [({}, 2), ({"train_cfg__val_interval": 1}, 1)])
 def test_the_end_alone_is_judged_unless_asked(
     train: Callable[..., Any], tmp_path: Path, options: dict[str, int], interval: int
@@ -253,6 +281,12 @@ def test_the_end_alone_is_judged_unless_asked(
     LookHook.runners.clear()
     train("retrieval", tmp_path, 2, custom_hooks=[{"type": "LookHook"}], **options)
     assert LookHook.runners.pop().train_loop.val_interval == interval
+
+
+def test_batches_of_one_pair_are_refused(train: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"batches of 1\. Set a batch size of at least 2"):
+        train("retrieval", tmp_path, train_dataloader__batch_size=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_resuming_what_is_done_measures_it(
