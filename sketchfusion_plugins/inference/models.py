@@ -20,12 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from sketchfusion_plugins.adapter_file import (
-    BUNDLED,
-    read_config,
-    read_image_size,
-    read_task,
-)
+from sketchfusion_plugins.adapter_file import BUNDLED, read_config, read_image_size, read_task
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.features import (
