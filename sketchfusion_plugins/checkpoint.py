@@ -21,6 +21,7 @@ from sketchfusion_plugins.adapter_file import (
     FORMAT,
     FORMAT_VERSION,
     WEIGHTS_FILE,
+    CheckpointError,
     MisfitError,
     locate,
     parse_config,
@@ -130,10 +131,18 @@ def save_adapters(module: nn.Module, folder: str | Path) -> None:
         folder: Folder to write; other files in it are left alone.
 
     Raises:
+        CheckpointError: Parameters are spread over processes, as by FSDP.
         OSError: The folder cannot be written; what it held is untouched.
     """
     folder = Path(folder)
     module = unwrap(module)
+    if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
+        raise CheckpointError(
+            "the model's parameters are spread over processes (fully_shard), expected them whole. "
+            "Gather them in every process with torch.distributed.checkpoint.state_dict."
+            "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), load "
+            "them into a model that is not spread, and save that one."
+        )
     description = describe(module)
     _, encoder = find_encoder(module)
     trained = not encoder.config.freeze_foundations or encoder.holds_trained_foundations

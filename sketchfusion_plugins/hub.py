@@ -124,6 +124,9 @@ def explain_loading(part: str, source: str, revision: str | None) -> Iterator[No
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         where = source if revision is None else f"{source} (revision {revision})"
         reason = " ".join(str(error).split())[:400]
+        half = next(iter(sorted(Path(source).rglob("*.fp16.safetensors"))), None)
+        if half is not None:
+            reason += f" {half} is of a variant, which is not looked for: name it without '.fp16'."
         raise OSError(
             f"could not load the {part} from {where!r}: {reason} "
             "Expected a Hugging Face id that is reachable or already cached, or a local folder in "

@@ -91,6 +91,7 @@ def run_quickstart(
 
     Raises:
         ModuleNotFoundError: The extra ``quickstart`` is not installed.
+        OSError: ``out`` cannot be made, which is known before anything is trained.
         RuntimeError: The reloaded model answers differently from the saved one.
     """
     import time
@@ -101,6 +102,7 @@ def run_quickstart(
     from sketchfusion_plugins.data.openmoji import held_out_concepts, load_concepts, render
     from sketchfusion_plugins.files import write_text
 
+    (out / "adapters").mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     concepts = [concept for concept in load_concepts() if concept.subgroup in CLASSES]
     hidden = held_out_concepts()

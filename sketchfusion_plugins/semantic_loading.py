@@ -66,6 +66,8 @@ def load_semantic(
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     folder = Path(config.source)
+    if folder.is_dir():
+        _refuse_other_types(folder)
     if weights == "random":
         if folder.is_dir():
             architecture = read_json(folder / "config.json")
@@ -125,6 +127,17 @@ def _is_timm(config: SemanticConfig) -> bool:
         return config.kind == "timm"
     with explain_loading("CLIP image encoder", config.source, config.revision):
         return "architecture" in read_json(path)
+
+
+def _refuse_other_types(folder: Path) -> None:
+    path = folder / "config.json"
+    found = read_json(path).get("model_type") if path.is_file() else None
+    if found not in (None, "clip", "clip_vision_model"):
+        raise ValueError(
+            f"{folder} holds a model of the type {found!r}, expected a CLIP of transformers. "
+            "Others, such as SigLIP and DINOv2, are taken from timm, by a model's name or its "
+            "folder."
+        )
 
 
 def _read_normalisation(config: SemanticConfig) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class PartSummary:
 
 
 def summarise(model: Any, side: int) -> list[PartSummary]:
-    """Parts of a timm model of SketchFusion, the whole last.
+    """Parts of a timm model of SketchFusion, the whole last; a head if it classifies.
 
     Args:
         model: A `timm_adapters.SketchFusion` in eval mode, built on the device ``"meta"``.
@@ -84,6 +84,7 @@ def summarise(model: Any, side: int) -> list[PartSummary]:
             title, count_parameters(module).total, count_parameters(module).trainable, counts[path]
         )
         for title, (path, module) in parts.items()
+        if title != "head" or model.num_classes
     ]
     whole = count_parameters(model)
     rows.append(PartSummary("all", whole.total, whole.trainable, counter.get_total_flops()))

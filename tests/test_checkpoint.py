@@ -18,6 +18,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -322,6 +324,15 @@ def test_wrappers_leave_no_trace(wrapping: str, build: Any, tmp_path: Path) -> N
         assert load_adapters(other, tmp_path / "plain", strict=strict) == []
         got = adapter_state(other)
         assert all(torch.equal(tensor, got[n]) for n, tensor in adapter_state(plain).items())
+
+
+@pytest.mark.usefixtures("one_process")
+def test_what_is_spread_over_processes_is_refused(build: Any, tmp_path: Path) -> None:
+    model = Classifier(build())
+    fully_shard(model.backbone.aggregator, mesh=init_device_mesh("cpu", (1,)))
+    with pytest.raises(CheckpointError, match=r"spread over processes .*full_state_dict=True"):
+        save_adapters(model, tmp_path / "adapters")
+    assert not (tmp_path / "adapters").exists()
 
 
 @pytest.mark.parametrize("outer", ["_orig_mod.", "module.", "module._orig_mod."])

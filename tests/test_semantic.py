@@ -215,6 +215,26 @@ def test_broken_clip_folder(spoil: Any, clip_folder: Path, tmp_path: Path) -> No
         load_semantic(_clip(folder))
 
 
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_folder_of_another_kind_of_model_is_told(
+    weights: str, clip_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "siglip"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "siglip_vision_model"}))
+    with pytest.raises(ValueError, match=r"siglip holds a model of the type 'siglip_vision_model'"):
+        load_semantic(_clip(folder), weights=weights)
+
+
+def test_weights_of_a_variant_alone_are_told(clip_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    with pytest.raises(
+        OSError, match=r"model\.fp16\.safetensors is of a variant, .* without '\.fp"
+    ):
+        load_semantic(_clip(folder))
+
+
 def test_clip_that_cannot_be_had() -> None:
     with pytest.raises(OSError, match="could not load the CLIP image encoder from 'nobody/clip'"):
         load_semantic(SemanticConfig(source="nobody/clip"))

@@ -76,7 +76,8 @@ def summary(
     model: Annotated[
         str,
         typer.Argument(
-            help="Preset or timm name, with or without a tag, or a checkpoint.",
+            help="Preset or timm name, with or without a tag, or a checkpoint, of which it is the "
+            "encoder.",
             autocompletion=complete_trainable,
         ),
     ],
@@ -103,9 +104,11 @@ def summary(
         from sketchfusion_plugins.summary import summarise
         from timm_adapters import SketchFusion
 
-        config = config_of(model) if is_place(model) else find_config(model)
+        placed = is_place(model)
+        config = config_of(model) if placed else find_config(model)
         with torch.device("meta"):
-            built = SketchFusion(config).eval()
+            # A checkpoint's head is a task's own, or there is none.
+            built = (SketchFusion(config, num_classes=0) if placed else SketchFusion(config)).eval()
         rows = summarise(built, size or default_size(model))
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=1))

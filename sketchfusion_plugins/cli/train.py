@@ -216,6 +216,7 @@ def _choose_model(config: Config, name: str, weights: Weights | None, size: int 
         find_config,
         is_place,
     )
+    from sketchfusion_plugins.mm.resuming import adapter_path
     from sketchfusion_plugins.presets import PRESETS
 
     choices = (
@@ -236,7 +237,9 @@ def _choose_model(config: Config, name: str, weights: Weights | None, size: int 
             meant = f" Did you mean {near[0]}?" if near else ""
             raise ValueError(f"no model {name!r}; {choices}{meant}") from error
         changes = {} if weights is None else {"weights": weights}
-        config.encoder = {"adapters": name, "changes": changes, **kept}
+        # A run may be resumed from elsewhere.
+        adapters = adapter_path(name)
+        config.encoder = {"adapters": adapters, "changes": changes, **kept}
     return size or default_size(name)
 
 

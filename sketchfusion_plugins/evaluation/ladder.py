@@ -100,14 +100,14 @@ def evaluate(
     if data.gallery is not None:
         known["gallery"] = len(data.gallery)  # type: ignore[arg-type]
     known["size"] = data.size
-    files = sum_of_files(data.test, data.gallery, data.fit)
-    if files is not None:
-        known["files"] = files
     if judge.definitions:
         known["definition"] = " and ".join(judge.definitions)
     # Where probes see all, reports of earlier versions go on.
     if judge.probed is not None and len(judge.probed) < len(data.fit):  # type: ignore[arg-type]
         known["probe"] = f"fitted on {len(judge.probed)} of {len(data.fit)}"  # type: ignore[arg-type]
+    files = sum_of_files(data.test, data.gallery, data.fit)
+    if files is not None:
+        known["files"] = files
     report = Report(data.task, data.source, {**known, **(about or {})})
     done: dict[str, Row] = {}
     if out is not None and (out / f"{data.task}.json").exists():

@@ -72,6 +72,12 @@ def describe_data(data: TaskData) -> dict[str, Any]:
     return found if files is None else {**found, "files": files}
 
 
+def adapter_path(name: str) -> str:
+    """The whole path of adapters that lie on this machine; any other name as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
 def refuse_other_data(config: Config, checkpoint: Path) -> None:
     """Refuse to resume on data that have come to something else than those of the run.
 
@@ -120,6 +126,9 @@ def _refuse_changes(config: Config, checkpoint: Path) -> None:
         return
     # As text, in which mmengine writes types and tuples its own way, like the checkpoint's.
     had, asked = (DEFAULTS | _flatten(values) for values in (found, _read(config.pretty_text)))
+    for values in (had, asked):
+        if isinstance(values.get("encoder.adapters"), str):
+            values["encoder.adapters"] = adapter_path(values["encoder.adapters"])
     if FOUND in found:
         # Their folder may have moved: what they came to is compared once they are read.
         for values in (had, asked):

@@ -78,7 +78,23 @@ def test_summary_takes_the_names_that_other_commands_take() -> None:
         return result.stdout
 
     expected = rows("sketchfusion_tiny.open_pictures")
-    assert rows("tiny") == rows("sketchfusion/tiny") == expected
+    assert rows("tiny") == expected
+    # The encoder alone: timm would add a head of 1,000 classes.
+    adapters, whole = json.loads(rows("sketchfusion/tiny")), json.loads(expected)
+    assert [row["part"] for row in whole[-2:]] == ["head", "all"]
+    assert adapters[:-1] == whole[:-2]
+    for key in ("parameters", "trainable", "flops"):
+        assert adapters[-1][key] == sum(row[key] for row in whole[:-2])
+
+
+def test_quickstart_is_told_of_its_folder_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sketchfusion_plugins.data.openmoji.load_concepts", pytest.fail)
+    (tmp_path / "file").touch()
+    result = runner.invoke(app, ["quickstart", "--out", str(tmp_path / "file")])
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.startswith(f"Error: {tmp_path / 'file'}")
 
 
 def test_quickstart_writes_report_adapters_and_picture(tmp_path: Path) -> None:

@@ -124,8 +124,9 @@ def test_resuming_with_other_settings_is_refused_with_advice(
 
 
 def test_a_longer_run_from_adapters_trains_at_the_full_rate(
-    config_of: Callable[..., Any], done: Path, tmp_path: Path
+    config_of: Callable[..., Any], done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from sketchfusion_plugins.mm.resuming import find_start
     from sketchfusion_plugins.mm.train_task import train_task
 
     begun = {"adapters": str(done / "adapters"), "_delete_": True}
@@ -140,6 +141,17 @@ def test_a_longer_run_from_adapters_trains_at_the_full_rate(
     for name, tensor in adapter_state(trained.encoder).items():
         assert torch.equal(tensor, adapter_state(kept.encoder)[name]), name
     assert not torch.equal(kept.head.projection.weight, trained.head.projection.weight)
+    # The same adapters by another spelling of their path, and others.
+    monkeypatch.chdir(done)
+    config = config_of(
+        tmp_path / "longer", encoder={**begun, "adapters": f"../{done.name}/adapters"}
+    )
+    config.resume = True
+    assert find_start(config) == (str(tmp_path / f"longer/iter_{ITERATIONS}.pth"), True)
+    shutil.copytree("adapters", tmp_path / "others")
+    config.encoder.adapters = str(tmp_path / "others")
+    with pytest.raises(ValueError, match=r"asked were encoder\.adapters '.*others', the run has"):
+        find_start(config)
 
 
 def test_what_only_reports_and_saves_may_change(
