@@ -250,8 +250,8 @@ class EncoderConfig:
         for key, value in changes.items():
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 values[key] = dataclasses.asdict(value)
-            elif isinstance(value, Mapping):
-                values[key] = {**(values.get(key) or {}), **value}
+            elif isinstance(value, Mapping) and isinstance(values.get(key), Mapping):
+                values[key] = {**values[key], **value}
             else:
                 values[key] = value
         for part, part_changes in nested.items():

@@ -124,9 +124,10 @@ def explain_loading(part: str, source: str, revision: str | None) -> Iterator[No
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         where = source if revision is None else f"{source} (revision {revision})"
         reason = " ".join(str(error).split())[:400]
-        half = next(iter(sorted(Path(source).rglob("*.fp16.safetensors"))), None)
-        if half is not None:
-            reason += f" {half} is of a variant, which is not looked for: name it without '.fp16'."
+        for half in sorted(Path(source).rglob("*.fp16.safetensors")):
+            if not half.with_name(half.name.replace(".fp16.", ".")).exists():
+                reason += f" {half} is a variant, which is not looked for: name it without '.fp16'."
+                break
         raise OSError(
             f"could not load the {part} from {where!r}: {reason} "
             "Expected a Hugging Face id that is reachable or already cached, or a local folder in "

@@ -24,9 +24,6 @@ SUFFIXES = (".py", ".json", ".yaml", ".yml")
 INSTALL = 'pip install "sketchfusion-plugins[mmseg]"'
 INSTALL_UPSTREAM = 'pip install "sketchfusion-plugins[mmseg-upstream]"'
 
-# By its option, or by its entry in the config.
-WORK_DIR = ("--work-dir", "work_dir=")
-
 # Without it mmengine's runner names a CUDA device, which data parallelism on CPUs refuses.
 CPU_WRAPPER = (
     "model_wrapper_cfg.type=MMDistributedDataParallel",
@@ -104,7 +101,7 @@ def run_tool(tool: Tool, name: str, arguments: Sequence[str]) -> int:
         raise ModuleNotFoundError(
             f"expected mmsegmentation's script at {script}; install it as a wheel: {INSTALL}"
         )
-    if tool == "test" and not any(a.startswith(WORK_DIR) for a in arguments):
+    if tool == "test" and not any(_names_work_dir(argument) for argument in arguments):
         arguments = [*arguments, "--work-dir", str(_test_folder(config, arguments[0]))]
     command = [str(script), str(config), *arguments]
     if _launched_by_pytorch(arguments):
@@ -139,11 +136,20 @@ def run_on_cpus(script: str, arguments: Sequence[str]) -> None:
     distributed.destroy_process_group()
 
 
+def _names_work_dir(argument: str) -> bool:
+    """Whether it is the script's ``--work-dir``, which may be cut short, or the config's entry."""
+    option = argument.partition("=")[0]
+    if option.startswith("--w"):
+        return "--work-dir".startswith(option)
+    return argument.removeprefix("--cfg-options=").startswith("work_dir=")
+
+
 def _test_folder(config: Path, checkpoint: str) -> Path:
-    if "://" in checkpoint:
+    folder = Path(checkpoint).parent
+    if "://" in checkpoint or not os.access(folder, os.W_OK):
         # Where mmengine has what a config says nothing of.
         return Path("work_dirs", config.stem, "test")
-    return Path(checkpoint).parent / "test"
+    return folder / "test"
 
 
 def _launched_by_pytorch(arguments: Sequence[str]) -> bool:

@@ -157,6 +157,8 @@ def test_replace_merges_mappings() -> None:
     assert config.aggregation == AggregationConfig(stride=(8, 16))
     with pytest.raises(ValueError, match=r"unknown DiffusionConfig field.* time"):
         config.replace(diffusion={"time": 3})
+    with pytest.raises(ValueError, match="weights must be"):
+        config.replace(weights={"time": 3})
 
 
 def test_replace_turns_aggregation_on() -> None:

@@ -91,7 +91,7 @@ class PictureDataset(Dataset[dict[str, Any]]):
         self.labels = torch.tensor([number[p.category] for p in pictures])
         self.instances = torch.tensor([instance_number(p.category, p.instance) for p in pictures])
 
-    def files(self) -> list[Path]:
+    def picture_files(self) -> list[Path]:
         """All files that samples are read from."""
         return [picture.path for picture in self.pictures]
 

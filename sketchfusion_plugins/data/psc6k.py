@@ -114,7 +114,7 @@ class CorrespondenceDataset(Dataset[dict[str, Any]]):
         number = {name: index for index, name in enumerate(self.categories)}
         self.labels = torch.tensor([number[pair.category] for pair in pairs for _ in range(2)])
 
-    def files(self) -> list[Path]:
+    def picture_files(self) -> list[Path]:
         """All files that samples are read from, but for the table of the points."""
         return [self.root / name for pair in self.pairs for name in (pair.photo, pair.sketch)]
 

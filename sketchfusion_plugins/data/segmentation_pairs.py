@@ -160,7 +160,7 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
         part._label()
         return part
 
-    def files(self) -> list[Path]:
+    def picture_files(self) -> list[Path]:
         """All files that samples are read from."""
         photos = [photo for photo, _ in self.queries]
         masks = [self._mask_path(photo) for photo in photos]

@@ -122,23 +122,25 @@ def sum_of_files(*parts: Samples | None) -> str | None:
     """A hash of the names and sizes of all files that parts of data are read from.
 
     It is the same wherever their common folder lies, and another once a picture was exchanged.
-    None for parts that are read from no pictures in folders.
+    None for parts that are read from no pictures in a folder.
     """
-    paths = sorted({path for part in parts for path in _files(part)})
-    if not paths:
+    paths = {path.absolute() for part in parts for path in _files(part)}
+    try:
+        root = os.path.commonpath(paths)
+    except ValueError:
+        # There are none, or they lie on several of Windows' drives.
         return None
-    root = os.path.commonpath(paths)
-    told = [f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in paths]
+    told = sorted(f"{path.relative_to(root).as_posix()} {path.stat().st_size}" for path in paths)
     return hashlib.sha256("\n".join(told).encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def _files(part: Any) -> Iterable[Path]:
-    """Files of a part: what its data set's method ``files`` names, whatever wraps it."""
+    """Files of a part: what its data set's ``picture_files`` names, whatever wraps it."""
     if isinstance(part, Subset):
         return _files(part.dataset)
     if isinstance(part, SketchPhotoPairs):
         return chain(_files(part.sketches), _files(part.photos))
-    files: Iterable[Path] = part.files() if hasattr(part, "files") else ()
+    files: Iterable[Path] = part.picture_files() if hasattr(part, "picture_files") else ()
     return files
 
 

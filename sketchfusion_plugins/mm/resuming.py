@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
+from sketchfusion_plugins.adapter_file import BUNDLED
 from sketchfusion_plugins.data.sources import source_name
 from sketchfusion_plugins.data.task_data import TaskData, sum_of_files
 from sketchfusion_plugins.mm.safe_loading import (
@@ -75,7 +76,7 @@ def describe_data(data: TaskData) -> dict[str, Any]:
 def adapter_path(name: str) -> str:
     """The whole path of adapters that lie on this machine; any other name as it is."""
     path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+    return name if name in BUNDLED or not path.exists() else str(path.resolve())
 
 
 def refuse_other_data(config: Config, checkpoint: Path) -> None:
@@ -126,9 +127,13 @@ def _refuse_changes(config: Config, checkpoint: Path) -> None:
         return
     # As text, in which mmengine writes types and tuples its own way, like the checkpoint's.
     had, asked = (DEFAULTS | _flatten(values) for values in (found, _read(config.pretty_text)))
-    for values in (had, asked):
-        if isinstance(values.get("encoder.adapters"), str):
-            values["encoder.adapters"] = adapter_path(values["encoder.adapters"])
+    began, begins = (values.get("encoder.adapters") for values in (had, asked))
+    if isinstance(began, str) and isinstance(begins, str):
+        begins = adapter_path(begins)
+        # They may have moved with the run, whose checkpoint holds what it trained of them.
+        is_gone = Path(began).is_absolute() and not Path(began).exists()
+        had["encoder.adapters"] = begins if is_gone else adapter_path(began)
+        asked["encoder.adapters"] = begins
     if FOUND in found:
         # Their folder may have moved: what they came to is compared once they are read.
         for values in (had, asked):

@@ -93,6 +93,8 @@ class TaskEvaluationLoop(BaseLoop):  # type: ignore[misc]
     def conclude(self) -> Row:
         """Finish, save and judge the trained task."""
         task = trained_task(self.runner)
+        # Finishing reads data, which can fail.
+        save_task(self.runner)
         self.finish(task)
         save_task(self.runner)
         self.row = judge_once(self.judge, task)

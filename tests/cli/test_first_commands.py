@@ -209,6 +209,8 @@ def test_the_shipped_script_is_run_with_all_arguments(
         ("runs/iter_1.pth", ["--tta", "--cfg-options", "a.b=1"], "runs/test"),
         ("https://some.where/iter_1.pth", [], "work_dirs/tiny_fpn_spg_128/test"),
         ("runs/iter_1.pth", ["--work-dir=mine"], None),
+        ("runs/iter_1.pth", ["--work", "mine"], None),
+        ("runs/iter_1.pth", ["--cfg-options=work_dir=mine"], None),
         ("runs/iter_1.pth", ["--cfg-options", "a.b=1", "work_dir=mine"], None),
     ],
 )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from sketchfusion_plugins.data.pictures import NO_INSTANCE
-from sketchfusion_plugins.data.task_data import SketchPhotoPairs, TaskData, labelled_mask
+from sketchfusion_plugins.data.pictures import NO_INSTANCE, Picture, PictureDataset
+from sketchfusion_plugins.data.task_data import (
+    SketchPhotoPairs,
+    TaskData,
+    labelled_mask,
+    sum_of_files,
+)
 
 
 class Numbered(torch.utils.data.Dataset[dict[str, Any]]):
@@ -34,6 +41,19 @@ class Numbered(torch.utils.data.Dataset[dict[str, Any]]):
 SKETCHES = Numbered([2, 0, 1, 0, 3], [40, 10, 30, 11, 99], 0)
 # Out of order, and some wanted by no sketch.
 PHOTOS = Numbered([0, 2, 1, 0, 1, 7, 0], [11, 40, 31, 10, 30, 70, 10], 100)
+
+
+def test_sums_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one.png", "two.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    paths = (tmp_path / "one.png", Path("two.png"))
+    mixed = PictureDataset([Picture(path, "a") for path in paths])
+    whole = PictureDataset([Picture(tmp_path / path.name, "a") for path in reversed(paths)])
+    assert sum_of_files(mixed, None) == sum_of_files(whole)
+    # Another's data set may have whatever attribute it likes.
+    SKETCHES.files = ["one.png"]
+    assert sum_of_files(SKETCHES) is None
 
 
 @pytest.mark.parametrize(

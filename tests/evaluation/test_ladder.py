@@ -202,7 +202,11 @@ def test_reports_on_exchanged_pictures_are_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = evaluate(load("here"), {"pixels": PixelFeatures}, out=out, **QUIET)
     assert len(first.about["files"]) == 8
-    # Elsewhere, and written anew.
+    # Of a version that did not say; then elsewhere.
+    told = json.loads((out / "recognition.json").read_text())
+    del told["about"]["files"]
+    (out / "recognition.json").write_text(json.dumps(told))
+    assert evaluate(load("here"), {"pixels": Broken}, out=out, **QUIET).about == first.about
     shutil.copytree(tmp_path / "here", tmp_path / "moved")
     assert evaluate(load("moved"), {"pixels": Broken}, out=out, **QUIET).rows == first.rows
     for changed in ("fit/1.png", "test/1.png"):

@@ -126,7 +126,7 @@ def test_resuming_with_other_settings_is_refused_with_advice(
 def test_a_longer_run_from_adapters_trains_at_the_full_rate(
     config_of: Callable[..., Any], done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sketchfusion_plugins.mm.resuming import find_start
+    from sketchfusion_plugins.mm.resuming import adapter_path, find_start
     from sketchfusion_plugins.mm.train_task import train_task
 
     begun = {"adapters": str(done / "adapters"), "_delete_": True}
@@ -152,6 +152,24 @@ def test_a_longer_run_from_adapters_trains_at_the_full_rate(
     config.encoder.adapters = str(tmp_path / "others")
     with pytest.raises(ValueError, match=r"asked were encoder\.adapters '.*others', the run has"):
         find_start(config)
+    assert adapter_path("sketchfusion/tiny") == "sketchfusion/tiny"
+
+
+def test_adapters_may_have_moved_with_the_run(
+    config_of: Callable[..., Any], done: Path, tmp_path: Path
+) -> None:
+    from sketchfusion_plugins.mm.resuming import find_start
+    from sketchfusion_plugins.mm.train_task import train_task
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(done / "adapters", old / "adapters")
+    train_task(
+        config_of(old / "work", encoder={"adapters": str(old / "adapters"), "_delete_": True})
+    )
+    old.rename(new)
+    config = config_of(new / "work", encoder={"adapters": str(new / "adapters"), "_delete_": True})
+    config.resume = True
+    assert find_start(config) == (str(new / f"work/iter_{ITERATIONS}.pth"), True)
 
 
 def test_what_only_reports_and_saves_may_change(

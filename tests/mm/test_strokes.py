@@ -240,7 +240,7 @@ def test_metric_refuses_samples_whose_points_it_cannot_trust(build: Callable[...
         metric.process(None, predictions(flipped, 0))
 
 
-def test_refusals(build: Callable[..., Any], tmp_path: Path) -> None:
+def test_refusals(build: Callable[..., Any], spg: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="split must be one of train, val, got 'valid'"):
         build("valid")
     with pytest.raises(ValueError, match=r"got metainfo=\{'classes': \[\]\}; classes and palette"):
