@@ -102,6 +102,7 @@ def run_quickstart(
     from sketchfusion_plugins.data.openmoji import held_out_concepts, load_concepts, render
     from sketchfusion_plugins.files import write_text
 
+    # What cannot be written is known before minutes of training.
     (out / "adapters").mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     concepts = [concept for concept in load_concepts() if concept.subgroup in CLASSES]

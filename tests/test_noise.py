@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +56,23 @@ def test_what_is_no_seed_is_refused() -> None:
     wrong = torch.Generator()
     with pytest.raises(TypeError, match="Pass a generator as generator="):
         draw_noise(latents, 1, wrong)
+
+
+class Noisy(torch.nn.Module):
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents + draw_noise(latents, 1, 3)
+
+
+def test_exported_programs_are_loaded_after_the_operator(tmp_path: Path) -> None:
+    latents = torch.zeros(1, 4, 8, 8)
+    torch.export.save(torch.export.export(Noisy(), (latents,)), tmp_path / "program.pt2")
+    code = (
+        "import sketchfusion_plugins.noise, torch\n"
+        f"program = torch.export.load({str(tmp_path / 'program.pt2')!r}).module()\n"
+        f"torch.save(program(torch.zeros(1, 4, 8, 8)), {str(tmp_path / 'noise.pt')!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert torch.equal(torch.load(tmp_path / "noise.pt"), draw_noise(latents, 1, 3))
 
 
 def test_cuda_graphs_are_told_to_leave_it_out() -> None:

@@ -76,8 +76,8 @@ def summary(
     model: Annotated[
         str,
         typer.Argument(
-            help="Preset or timm name, with or without a tag, or a checkpoint, of which it is the "
-            "encoder.",
+            help="Preset or timm name, with or without a tag, or a checkpoint, whose head is left "
+            "out.",
             autocompletion=complete_trainable,
         ),
     ],
