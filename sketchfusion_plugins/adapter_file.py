@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,6 +224,16 @@ def parse_config(path: Path, description: dict[str, Any]) -> EncoderConfig:
             f"{path} has a configuration that this version does not read: {error} It was written "
             f"by version {description.get('sketchfusion_plugins')}."
         ) from error
+
+
+def show_foundations(foundations: Mapping[str, Any]) -> str:
+    """A description's foundations in a message: where they come from, and their fingerprint."""
+    found = {"diffusion_variant": None, "semantic_variant": None, **foundations}
+    return (
+        "{diffusion} (revision {diffusion_revision}, variant {diffusion_variant}, UNet file "
+        "{unet_file}) and {semantic} (revision {semantic_revision}, variant {semantic_variant}), "
+        "{weights} weights, fingerprint {fingerprint}".format_map(found)
+    )
 
 
 def _is_training(values: tuple[object, ...]) -> bool:

@@ -26,6 +26,7 @@ from sketchfusion_plugins.adapter_file import (
     locate,
     parse_config,
     read,
+    show_foundations,
 )
 from sketchfusion_plugins.files import write_safetensors, write_text
 from sketchfusion_plugins.fingerprint import (
@@ -82,7 +83,6 @@ def describe(module: nn.Module) -> dict[str, Any]:
 
     module = unwrap(module)
     prefix, encoder = find_encoder(module)
-    diffusion, semantic = encoder.config.diffusion, encoder.config.semantic
     # A task, known by its attributes: its class lies floors above this file.
     name, settings = getattr(module, "name", None), getattr(module, "settings", None)
     task: dict[str, Any] | None = None
@@ -101,12 +101,7 @@ def describe(module: nn.Module) -> dict[str, Any]:
         "prefix": plain_name(prefix),
         "task": task,
         "foundations": {
-            "diffusion": diffusion.source,
-            "diffusion_revision": diffusion.revision,
-            "unet_file": diffusion.unet_file,
-            "semantic": semantic.source,
-            "semantic_revision": semantic.revision,
-            "weights": encoder.config.weights,
+            **_whereabouts(encoder),
             "fingerprint": fingerprint(encoder),
             "settings": read_settings(encoder),
         },
@@ -145,8 +140,7 @@ def save_adapters(module: nn.Module, folder: str | Path) -> None:
         )
     description = describe(module)
     _, encoder = find_encoder(module)
-    trained = not encoder.config.freeze_foundations or encoder.holds_trained_foundations
-    if not trained and _are_replaced(encoder):
+    if _are_replaced(encoder):
         warnings.warn(
             f"the model was built with {encoder.config.weights} foundations and others were loaded "
             f"or put into it, so {folder} holds them too. To write adapters alone, build the model "
@@ -155,12 +149,11 @@ def save_adapters(module: nn.Module, folder: str | Path) -> None:
             "before this file is loaded.",
             stacklevel=2,
         )
-        trained = encoder.holds_trained_foundations = True
     own: Callable[[], Mapping[str, Any]] | None = getattr(module, "config_entries", None)
     others = timm_entries(encoder.config, description["task"]) if own is None else own()
     told = json.dumps({**others, **description}, indent=2)
     write_safetensors(
-        _state(module, with_foundations=trained),
+        _state(module, with_foundations=writes_foundations(encoder)),
         folder / WEIGHTS_FILE,
         {"sketchfusion": json.dumps(description)},
     )
@@ -200,7 +193,7 @@ def load_adapters(
     unfrozen = not parse_config(path, description).freeze_foundations
     holds_foundations = unfrozen or any(name.startswith(inner) for name in tensors)
     if not holds_foundations:
-        _check_foundations(path, description["foundations"], encoder)
+        _check_foundations(path, description, encoder)
     settings = dict(description["foundations"].get("settings", {}))
     if any(name.startswith(inner) and name.endswith(COMPUTED) for name in tensors):
         settings.pop(NULL_PROMPT, None)
@@ -237,10 +230,19 @@ def _foundations(encoder: SketchFusionEncoder) -> dict[str, nn.Module]:
     return {name: getattr(encoder, name) for name in encoder.foundation_names()}
 
 
+def writes_foundations(encoder: SketchFusionEncoder) -> bool:
+    """Whether `save_adapters` writes an encoder's foundations too."""
+    trained = not encoder.config.freeze_foundations or encoder.holds_trained_foundations
+    return trained or _are_replaced(encoder)
+
+
 def _are_replaced(encoder: SketchFusionEncoder) -> bool:
-    """Whether frozen foundations have other weights than they were built with, more or fewer."""
+    """Whether frozen foundations have other weights than they were built with, more or fewer.
+
+    Not of those that were trained, which are written in any case.
+    """
     built = encoder.foundation_samples
-    if not built:
+    if not built or encoder.holds_trained_foundations:
         # Built without values, they were given some since.
         return False
     found = sample_modules(_foundations(encoder), built)
@@ -277,21 +279,44 @@ def _unwrap_names(
     return saved, tensors
 
 
-def _check_foundations(path: Path, expected: dict[str, Any], encoder: SketchFusionEncoder) -> None:
-    found = fingerprint(encoder)
+def _check_foundations(
+    path: Path, description: dict[str, Any], encoder: SketchFusionEncoder
+) -> None:
+    expected, found = description["foundations"], fingerprint(encoder)
     if expected["fingerprint"] == found:
         return
-    diffusion, semantic = encoder.config.diffusion, encoder.config.semantic
+    saved, config = parse_config(path, description), encoder.config
+    here = _whereabouts(encoder)
+    advice = "Build the model with the expected foundations."
+    if any(_is_lora(name) for part in _foundations(encoder).values() for name in part.state_dict()):
+        advice = "LoRA was added to them: load this file before."
+    elif config.weights == saved.weights == "random":
+        advice = f"Random ones come from random_seed: expected {saved.random_seed}."
+    elif saved.semantic == config.semantic and here == {key: expected.get(key) for key in here}:
+        advice = "What these names stand for may have changed since: give an earlier revision."
     raise MisfitError(
         f"{path} was trained on other foundations than this model has. Expected "
-        f"{expected['diffusion']} (revision {expected['diffusion_revision']}, UNet file "
-        f"{expected['unet_file']}) and {expected['semantic']} (revision "
-        f"{expected['semantic_revision']}), {expected['weights']} weights, fingerprint "
-        f"{expected['fingerprint']}. Got {diffusion.source} (revision {diffusion.revision}, UNet "
-        f"file {diffusion.unet_file}) and {semantic.source} (revision {semantic.revision}), "
-        f"{encoder.config.weights} weights, fingerprint {found}. Build the model with the expected "
-        "foundations."
+        f"{show_foundations(expected)}. Got {show_foundations({**here, 'fingerprint': found})}. "
+        f"{advice}"
     )
+
+
+def _is_lora(name: str) -> bool:
+    return "lora_" in name or ".base_layer." in name
+
+
+def _whereabouts(encoder: SketchFusionEncoder) -> dict[str, str | None]:
+    diffusion, semantic = encoder.config.diffusion, encoder.config.semantic
+    return {
+        "diffusion": diffusion.source,
+        "diffusion_revision": diffusion.revision,
+        "diffusion_variant": diffusion.variant,
+        "unet_file": diffusion.unet_file,
+        "semantic": semantic.source,
+        "semantic_revision": semantic.revision,
+        "semantic_variant": semantic.variant,
+        "weights": encoder.config.weights,
+    }
 
 
 def _check_tensors(path: Path, got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -315,7 +340,9 @@ def _check_tensors(path: Path, got: dict[str, Tensor], expected: dict[str, Tenso
         if got[name].dtype.is_floating_point != expected[name].dtype.is_floating_point
     ][:4]
     if problems:
-        raise MisfitError(
-            f"{path} does not fit this model: {'; '.join(problems)}. "
+        advice = (
             "Build the model with the configuration and number of classes that it was saved with."
         )
+        if any(_is_lora(name) for name in set(got) ^ set(expected)):
+            advice = "One has LoRA and the other has not: before loading, make them alike."
+        raise MisfitError(f"{path} does not fit this model: {'; '.join(problems)}. {advice}")

@@ -36,6 +36,8 @@ class DiffusionConfig:
         posterior: ``"mode"`` of the VAE's posterior (deterministic), or a seeded ``"sample"``. A
             light VAE (diffusers' ``AutoencoderTiny``) has no posterior, and gives its only latents.
         seed: Seed of the noise when a call gives none.
+        variant: Middle of the names of weight files, as in diffusers: ``"fp16"`` reads
+            ``diffusion_pytorch_model.fp16.safetensors``, half the download of whole ones.
     """
 
     source: str = STABLE_DIFFUSION_21
@@ -47,10 +49,12 @@ class DiffusionConfig:
     ensemble_chunk: int = 8
     posterior: Literal["mode", "sample"] = "mode"
     seed: int = 0
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         _require_text("source", self.source)
         _require_optional_text("revision", self.revision)
+        _require_optional_text("variant", self.variant)
         _require_optional_text("unet_file", self.unet_file)
         _require_flag("noise_free", self.noise_free)
         _require_range("seed", self.seed, -LARGEST_SEED - 1, LARGEST_SEED)
@@ -80,6 +84,7 @@ class SemanticConfig:
         shrink: Shrink images larger than those it was trained on to its trained number of tokens,
             as the released code does. False keeps their size and gives them more tokens, at a cost
             that grows with the square of their number.
+        variant: As of `DiffusionConfig` (``kind="clip"`` only).
     """
 
     source: str = CLIP_VIT_LARGE_336
@@ -87,10 +92,12 @@ class SemanticConfig:
     kind: Literal["clip", "timm"] = "clip"
     final_norm: bool = False
     shrink: bool = True
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         _require_text("source", self.source)
         _require_optional_text("revision", self.revision)
+        _require_optional_text("variant", self.variant)
         _require_flag("final_norm", self.final_norm)
         _require_flag("shrink", self.shrink)
         _require_choice("kind", self.kind, ("clip", "timm"))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sketchfusion_plugins.config import LARGEST_SEED, DiffusionConfig
 from sketchfusion_plugins.denoiser import Denoiser, Inject, default_taps, list_blocks
 from sketchfusion_plugins.hub import (
+    DIFFUSERS_LAYOUT,
     bundled_weights,
     explain_loading,
     fetch_file,
@@ -96,13 +97,15 @@ class Diffusion(nn.Module):
         Returns:
             Scaled latents ``[B, C, H / 8, W / 8]``, float32.
         """
-        # Autoencoders are all convolutions, which run faster with channels innermost; the UNet,
-        # half of it attention, does not.
+        # Autoencoders are all convolutions, which run faster on CPUs with channels innermost; the
+        # UNet, half of it attention, does not. On GPUs group norms give them back outermost.
         # Of a replica of nn.DataParallel, diffusers' own `dtype` may fail.
         weight = next(
             w for m in self.vae.modules() if (w := getattr(m, "weight", None)) is not None
         )
-        pixels = image.to(weight.dtype).contiguous(memory_format=torch.channels_last)
+        pixels = image.to(weight.dtype)
+        if pixels.device.type == "cpu":
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
         output = self.vae.encode(pixels)
         if hasattr(output, "latents"):
             latents: Tensor = output.latents.float()
@@ -197,22 +200,28 @@ def load_diffusion(
     if weights == "random":
         return _build_random(config, taps, dtype)
     from diffusers import UNet2DConditionModel
+    from huggingface_hub.constants import is_offline_mode
 
     from sketchfusion_plugins.null_prompt import load_null_embedding
 
     options: dict[str, Any] = {
         "revision": config.revision,
+        # diffusers itself would ask the hub for the names of a UNet's shards.
+        "local_files_only": is_offline_mode(),
+        "variant": config.variant,
         "torch_dtype": dtype,
         "use_safetensors": None if allow_pickle else True,
         "output_loading_info": True,
     }
     # The branch keeps the id: a packaged folder lies elsewhere in every installation.
     place = replace(config, source=str(bundled_weights(config.source) or config.source))
-    with explain_loading("UNet", place.source, config.revision):
+    with explain_loading("UNet", place.source, config.revision, DIFFUSERS_LAYOUT):
+        # First of all, since it says what is lacking where diffusers does not.
+        architecture = _load_config(place, "unet", "config.json")
         if config.unet_file is not None:
             # Weights of its own: the source's are not even downloaded.
             with torch.device("meta"):
-                unet = UNet2DConditionModel.from_config(_load_config(place, "unet", "config.json"))
+                unet = UNet2DConditionModel.from_config(architecture)
         else:
             unet, loaded = UNet2DConditionModel.from_pretrained(
                 place.source, subfolder="unet", **options
@@ -220,13 +229,13 @@ def load_diffusion(
             require_weights(loaded["missing_keys"])
     if config.unet_file is not None:
         _load_weights(unet, config.unet_file, dtype)
-    with explain_loading("VAE", place.source, config.revision):
+    with explain_loading("VAE", place.source, config.revision, DIFFUSERS_LAYOUT):
         vae_class = _vae_class(_load_config(place, "vae", "config.json"))
         with _quiet_diffusers():
             vae, loaded = vae_class.from_pretrained(place.source, subfolder="vae", **options)
         decoder = ("decoder.", "post_quant_conv.")
         require_weights(name for name in loaded["missing_keys"] if not name.startswith(decoder))
-    with explain_loading("scheduler", place.source, config.revision):
+    with explain_loading("scheduler", place.source, config.revision, DIFFUSERS_LAYOUT):
         scheduler = _load_config(place, "scheduler", "scheduler_config.json")
     null_embedding = load_null_embedding(place, unet.config, allow_pickle=allow_pickle)
     return Diffusion(config, vae, unet, scheduler, null_embedding.to(dtype), taps).eval()

@@ -104,11 +104,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SKETCHFUSION_CACHE") or home)
 
 
-def null_prompt_path(source: str, revision: str | None) -> Path:
+def null_prompt_path(source: str, revision: str | None, variant: str | None = None) -> Path:
     """File in `cache_folder` for the null prompt's embedding of a Stable Diffusion source."""
     folder = Path(source)
     name = str(folder.resolve()) if folder.is_dir() else source
-    key = hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()[:24]
+    version = str(revision) if variant is None else f"{revision}@{variant}"
+    key = hashlib.sha256(f"{name}@{version}".encode()).hexdigest()[:24]
     return cache_folder() / "null_prompts" / f"{key}.safetensors"
 
 

@@ -26,7 +26,7 @@ NULL_PROMPT = "null_prompt"
 TOLERANCE, NULL_PROMPT_TOLERANCE = 1e-5, 0.1
 
 # The semantic branch's, which a CLIP's or timm's configuration chooses: its values, see
-# `sample_activations`. Versions that did not write them down are any's.
+# `sample_activations`. Of versions that did not write it down, it may be any.
 ACTIVATION = "activation"
 _ACTIVATION_NAMES: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,

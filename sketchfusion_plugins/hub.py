@@ -34,6 +34,12 @@ BUNDLED_WEIGHTS = {
 }
 """Ids whose trained weights ship with the package, with the folder of each."""
 
+DIFFUSERS_LAYOUT = (
+    "diffusers' layout of a Stable Diffusion pipeline (unet/, vae/, scheduler/; no other pipeline, "
+    "LoRA or single file; .fp16.safetensors by diffusion__variant='fp16')"
+)
+CLIP_LAYOUT = "transformers' layout of a CLIP (.fp16.safetensors by semantic__variant='fp16')"
+
 TIMM_FILES = (
     "model.safetensors",
     "open_clip_model.safetensors",
@@ -113,8 +119,16 @@ def timm_safetensors(name: str) -> dict[str, str]:
 
 
 @contextmanager
-def explain_loading(part: str, source: str, revision: str | None) -> Iterator[None]:
+def explain_loading(
+    part: str, source: str, revision: str | None, layout: str = "the library's layout"
+) -> Iterator[None]:
     """Turn a library's loading error into one that says what to do.
+
+    Args:
+        part: What is loaded.
+        source: Hugging Face id or folder.
+        revision: Branch, tag or commit of an id.
+        layout: How its files should lie.
 
     Raises:
         OSError: ``part`` could not be loaded from ``source``.
@@ -124,17 +138,25 @@ def explain_loading(part: str, source: str, revision: str | None) -> Iterator[No
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         where = source if revision is None else f"{source} (revision {revision})"
         reason = " ".join(str(error).split())[:400]
-        for half in sorted(Path(source).rglob("*.fp16.safetensors")):
-            if not half.with_name(half.name.replace(".fp16.", ".")).exists():
-                reason += f" {half} is a variant, which is not looked for: name it without '.fp16'."
-                break
+        variant = _lone_variant(source)
+        if variant is not None:
+            reason += f" {variant} is a variant: set diffusion__variant or semantic__variant."
         raise OSError(
             f"could not load the {part} from {where!r}: {reason} "
-            "Expected a Hugging Face id that is reachable or already cached, or a local folder in "
-            "the library's layout, with safetensors weights. Pickled weights (.bin, .pt) are "
-            "refused. In Python, SketchFusionEncoder(config, allow_pickle=True) reads those of "
-            "foundations that you trust; commands do not."
+            "Expected a Hugging Face id that is reachable or already cached, or a local folder, in "
+            f"{layout}, with safetensors weights. Pickled weights (.bin, .pt) are refused. In "
+            "Python, SketchFusionEncoder(config, allow_pickle=True) reads those of foundations "
+            "that you trust; commands do not."
         ) from error
+
+
+def _lone_variant(source: str) -> Path | None:
+    """Weights in half precision, in a folder or the cache, that have no whole ones beside them."""
+    for folder in (Path(source), *cached_snapshots(source).values()):
+        for half in sorted(folder.rglob("*.fp16.safetensors")):
+            if not half.with_name(half.name.replace(".fp16.", ".")).exists():
+                return half
+    return None
 
 
 def require_weights(missing: Iterable[str]) -> None:
@@ -188,11 +210,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+class NeverAskedError(OSError):
+    """The hub cannot be reached now, and was never asked before."""
+
+
 def find_optional_file(source: str, filename: str, revision: str | None) -> Path | None:
     """Path of a file that a local folder or a repository on the hub may have; None without one.
 
     Raises:
-        OSError: The hub cannot be asked, and no earlier answer is cached.
+        NeverAskedError: The hub cannot be asked, and no earlier answer is cached.
+        OSError: The hub refuses to answer.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -205,7 +232,7 @@ def find_optional_file(source: str, filename: str, revision: str | None) -> Path
     except LocalEntryNotFoundError as error:
         if try_to_load_from_cache(source, filename, revision=revision) is _CACHED_NO_EXIST:
             return None
-        raise OSError(
+        raise NeverAskedError(
             f"the hub cannot be reached, and whether the repository has a {filename} was never "
             "asked. Go online once, or use a local copy of the repository."
         ) from error

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sketchfusion_plugins.config import DiffusionConfig
 from sketchfusion_plugins.files import null_prompt_path, write_safetensors
-from sketchfusion_plugins.hub import explain_loading, require_weights
+from sketchfusion_plugins.hub import DIFFUSERS_LAYOUT, explain_loading, require_weights
 
 FILENAME = "null_embedding.safetensors"
 
@@ -55,12 +55,13 @@ def encode_null_prompt(config: DiffusionConfig, *, allow_pickle: bool = False) -
     """
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    with explain_loading("text encoder", config.source, config.revision):
+    with explain_loading("text encoder", config.source, config.revision, DIFFUSERS_LAYOUT):
         options = {"revision": config.revision or "main"}
         tokenizer = CLIPTokenizer.from_pretrained(config.source, subfolder="tokenizer", **options)
         encoder, loaded = CLIPTextModel.from_pretrained(
             config.source,
             subfolder="text_encoder",
+            variant=config.variant,
             use_safetensors=None if allow_pickle else True,
             output_loading_info=True,
             dtype=torch.float32,  # whatever it is stored in
@@ -78,7 +79,7 @@ def encode_null_prompt(config: DiffusionConfig, *, allow_pickle: bool = False) -
 
 def cache_path(config: DiffusionConfig) -> Path:
     """File of the user's cache (`sketchfusion_plugins.files.cache_folder`) with an embedding."""
-    return null_prompt_path(config.source, config.revision)
+    return null_prompt_path(config.source, config.revision, config.variant)
 
 
 def _stamp(config: DiffusionConfig) -> str:

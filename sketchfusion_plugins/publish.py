@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sketchfusion_plugins.checkpoint import describe, save_adapters
+from sketchfusion_plugins.checkpoint import describe, save_adapters, writes_foundations
 from sketchfusion_plugins.files import write_text
 from sketchfusion_plugins.wrappers import find_encoder, unwrap
 
@@ -77,8 +77,8 @@ def _model_card(module: nn.Module, repo_id: str) -> str:
             f'model = timm.create_model("hf-hub:{repo_id}", pretrained=True)\n'
         )
     included = "which are not included and keep"
-    if not config.freeze_foundations or encoder.holds_trained_foundations:
-        included = "whose weights were trained too and are included; they keep"
+    if writes_foundations(encoder):
+        included = "whose weights were changed too and are included; they keep"
     return (
         "---\nlibrary_name: sketchfusion-plugins\n"
         "tags:\n- sketch\n- image-feature-extraction\n---\n\n"

@@ -11,6 +11,8 @@ import torch
 
 from sketchfusion_plugins.config import SemanticConfig
 from sketchfusion_plugins.hub import (
+    CLIP_LAYOUT,
+    NeverAskedError,
     bundled_architectures,
     cached_snapshots,
     explain_loading,
@@ -23,7 +25,9 @@ from sketchfusion_plugins.hub import (
 )
 from sketchfusion_plugins.semantic import CLIP_MEAN, CLIP_STD, ClipVision, TimmVision
 
-PROCESSOR_FILE = "preprocessor_config.json"
+IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+# Where transformers' processors keep those of images and of text together.
+PROCESSOR_FILE = "processor_config.json"
 
 
 def semantic_changes(source: str | None) -> dict[str, str]:
@@ -53,8 +57,8 @@ def load_semantic(
     Without ``allow_pickle`` pickled weights are refused, but for those of a timm model on the hub
     that has no safetensors: timm reads them by torch's restricted unpickler, which runs no code.
 
-    A CLIP's images are normalised as its ``preprocessor_config.json`` says; without one, or where
-    that says nothing, with OpenAI's mean and standard deviation.
+    A CLIP's images are normalised as `read_normalisation` finds; where that says nothing, with
+    OpenAI's mean and standard deviation.
 
     Raises:
         OSError: It cannot be loaded; the message says how to mend it.
@@ -67,7 +71,7 @@ def load_semantic(
 
     folder = Path(config.source)
     if folder.is_dir():
-        _refuse_other_types(folder)
+        _refuse_other_types(config.source, folder / "config.json")
     if weights == "random":
         if folder.is_dir():
             architecture = read_json(folder / "config.json")
@@ -76,15 +80,16 @@ def load_semantic(
             vision = read_architecture(config.source)["vision"]
         model = CLIPVisionModel(CLIPVisionConfig(**vision)).to(dtype)
     else:
-        with explain_loading("CLIP image encoder", config.source, config.revision):
+        with explain_loading("CLIP image encoder", config.source, config.revision, CLIP_LAYOUT):
             model, loaded = _load_clip(
                 config,
+                variant=config.variant,
                 dtype=dtype,
                 use_safetensors=None if allow_pickle else True,
                 output_loading_info=True,
             )
             require_weights(loaded["missing_keys"])
-    normalisation = _read_normalisation(config)
+    normalisation = read_normalisation(config)
     return ClipVision(
         model,
         config.final_norm,
@@ -98,12 +103,17 @@ def _load_clip(config: SemanticConfig, **options: Any) -> Any:
 
     Online transformers finds it itself, as of ``openai/clip-vit-large-patch14-336``.
     """
+    from huggingface_hub import try_to_load_from_cache
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     revision = config.revision or "main"
     try:
         return CLIPVisionModel.from_pretrained(config.source, revision=revision, **options)
-    except OSError:
+    except (OSError, RuntimeError):
+        if not Path(config.source).is_dir():
+            found = try_to_load_from_cache(config.source, "config.json", revision=revision)
+            if isinstance(found, str):
+                _refuse_other_types(config.source, Path(found))
         if config.revision is not None or Path(config.source).is_dir():
             raise
         having = [
@@ -129,23 +139,45 @@ def _is_timm(config: SemanticConfig) -> bool:
         return "architecture" in read_json(path)
 
 
-def _refuse_other_types(folder: Path) -> None:
-    path = folder / "config.json"
+def _refuse_other_types(source: str, path: Path) -> None:
     found = read_json(path).get("model_type") if path.is_file() else None
     if found not in (None, "clip", "clip_vision_model"):
         raise ValueError(
-            f"{folder} holds a model of the type {found!r}, expected a CLIP of transformers. "
+            f"{source} holds a model of the type {found!r}, expected a CLIP of transformers. "
             "Others, such as SigLIP and DINOv2, are taken from timm, by a model's name or its "
             "folder."
         )
 
 
-def _read_normalisation(config: SemanticConfig) -> dict[str, Any]:
-    """What a CLIP's source says of ``image_mean`` and ``image_std``."""
+def read_normalisation(config: SemanticConfig) -> dict[str, Any]:
+    """What a CLIP's source says of ``image_mean`` and ``image_std``, maybe nothing.
+
+    It stands in ``processor_config.json`` or else ``preprocessor_config.json``, as transformers
+    looks for it.
+
+    Raises:
+        OSError: A file is damaged, or the hub cannot be asked and was never asked before.
+    """
     if not Path(config.source).is_dir() and config.source in bundled_architectures():
         return read_architecture(config.source)
     with explain_loading("CLIP image encoder", config.source, config.revision):
-        path = find_optional_file(config.source, PROCESSOR_FILE, config.revision)
+        try:
+            path = find_optional_file(config.source, PROCESSOR_FILE, config.revision)
+            nested = {} if path is None else read_json(path).get("image_processor")
+            unknown = False
+        except NeverAskedError:
+            # Whoever cached the repository may have asked for the other file alone.
+            nested, unknown = {}, True
+        if nested:
+            return dict(nested)
+        path = find_optional_file(config.source, IMAGE_PROCESSOR_FILE, config.revision)
+        if unknown:
+            warnings.warn(
+                f"{PROCESSOR_FILE} of {config.source}, which may say how images are normalised, "
+                "was never asked for, and the hub cannot be reached: "
+                f"{IMAGE_PROCESSOR_FILE} counts.",
+                stacklevel=2,
+            )
         return {} if path is None else read_json(path)
 
 

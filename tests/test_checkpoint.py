@@ -478,8 +478,21 @@ def test_what_is_added_to_frozen_foundations_is_written(build: Any, tmp_path: Pa
     again = build_with_lora(0.0)
     assert load_adapters(again, tmp_path) == []
     assert again.diffusion.denoiser.unet.conv_in.lora_A.tolist() == [0.5] * 4
-    with pytest.raises(CheckpointError, match=r"unexpected .*lora_A"):
+    with pytest.raises(CheckpointError, match=r"unexpected .*lora_A.*One has LoRA and the other"):
         SketchFusionEncoder.from_pretrained(tmp_path)
+
+
+def test_what_was_added_and_taken_away_again_is_not_written(build: Any, tmp_path: Path) -> None:
+    encoder: SketchFusionEncoder = build()
+    layer = encoder.diffusion.denoiser.unet.conv_in
+    layer.register_parameter("lora_A", torch.nn.Parameter(torch.ones(4)))
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="put into it"):
+            encoder.save_pretrained(tmp_path / "with")
+    del layer.lora_A
+    encoder.save_pretrained(tmp_path / "without")
+    names = load_file(tmp_path / "without" / WEIGHTS_FILE)
+    assert names and not any(name.startswith(("diffusion.", "semantic.")) for name in names)
 
 
 def test_what_is_taken_from_frozen_foundations_is_noticed(build: Any, tmp_path: Path) -> None:
@@ -666,6 +679,29 @@ def test_other_foundations_are_refused(
     _assert_same(other, before)
     with pytest.raises(CheckpointError, match="other foundations"):
         SketchFusionEncoder.from_pretrained(saved, diffusion__source=str(pipeline_copy))
+
+
+def test_foundations_that_changed_in_their_place(
+    build: Any, make_unet: Any, pipeline_copy: Path, tmp_path: Path
+) -> None:
+    build(diffusion__source=str(pipeline_copy)).save_pretrained(tmp_path / "saved")
+    make_unet(seed=44).save_pretrained(pipeline_copy / "unet")
+    with pytest.raises(CheckpointError, match="What these names stand for may have changed since"):
+        SketchFusionEncoder.from_pretrained(tmp_path / "saved")
+
+
+def test_advice_on_other_foundations(build: Any, tmp_path: Path) -> None:
+    build(weights="random").save_pretrained(tmp_path / "random")
+    build().save_pretrained(tmp_path / "plain")
+    with pytest.raises(CheckpointError, match=r"come from random_seed: expected 0\.$"):
+        load_adapters(build(weights="random", random_seed=3), tmp_path / "random")
+    with pytest.raises(CheckpointError, match=r"Build the model with the expected foundations\.$"):
+        load_adapters(build(weights="random"), tmp_path / "plain")
+    encoder = build()
+    layer = encoder.diffusion.denoiser.unet.conv_in
+    layer.register_parameter("lora_A", torch.nn.Parameter(torch.ones(4)))
+    with pytest.raises(CheckpointError, match=r"LoRA was added to them: load this file before\.$"):
+        load_adapters(encoder, tmp_path / "plain")
 
 
 def test_random_foundations_are_no_pretrained_ones(saved: Path, build: Any) -> None:

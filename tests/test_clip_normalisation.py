@@ -11,8 +11,18 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
-from transformers import CLIPVisionModel
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+)
+from transformers import (
+    AutoImageProcessor,
+    CLIPImageProcessor,
+    CLIPProcessor,
+    CLIPTokenizer,
+    CLIPVisionModel,
+)
 
 from sketchfusion_plugins.config import SemanticConfig
 from sketchfusion_plugins.semantic import CLIP_MEAN, CLIP_STD, ClipVision
@@ -20,6 +30,7 @@ from sketchfusion_plugins.semantic_loading import load_semantic
 
 SOURCE = "laion/CLIP-ViT-L-14-laion2B-s32B-b82K"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NOT_THERE: Any = SimpleNamespace(headers={}, request=None)
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
@@ -66,11 +77,30 @@ def test_a_repository_and_its_copy_are_normalised_alike(
     (folder / "preprocessor_config.json").write_text(json.dumps(HALF))
 
     def download(repo: str, filename: str, revision: str | None) -> str:
+        if filename == "processor_config.json":
+            raise RemoteEntryNotFoundError("404", response=NOT_THERE)
         assert (repo, filename, revision) == (SOURCE, "preprocessor_config.json", "v1")
         return str(folder / filename)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert _normalisation(_load(revision="v1")) == HALF
+    assert _normalisation(_load(str(folder))) == HALF
+
+
+def test_what_transformers_processors_write_is_read(clip_folder: Path, tmp_path: Path) -> None:
+    """transformers 5 puts it in another file when image processor and tokenizer are saved."""
+    folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
+    own = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    tokens = CLIPTokenizer(vocab={"a</w>": 0, "<|endoftext|>": 1}, merges=[])
+    CLIPProcessor(CLIPImageProcessor(**own), tokens).save_pretrained(folder)
+    assert (folder / "processor_config.json").is_file()
+    # The one beside it is an older version's, for transformers too.
+    found = AutoImageProcessor.from_pretrained(folder)
+    assert {name: list(getattr(found, name)) for name in own} == own
+    assert _normalisation(_load(str(folder))) == own
+    # Without images in it, the other file counts.
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor"}))
+    (folder / "preprocessor_config.json").write_text(json.dumps(HALF))
     assert _normalisation(_load(str(folder))) == HALF
 
 
@@ -86,8 +116,7 @@ def test_a_preprocessor_that_says_nothing(
 
 def test_a_repository_without_preprocessor(weights: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*_: Any, **__: Any) -> str:
-        response: Any = SimpleNamespace(headers={}, request=None)
-        raise RemoteEntryNotFoundError("404", response=response)
+        raise RemoteEntryNotFoundError("404", response=NOT_THERE)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert _normalisation(_load()) == OPENAIS
@@ -95,7 +124,19 @@ def test_a_repository_without_preprocessor(weights: None, monkeypatch: pytest.Mo
 
 def test_offline_the_cached_one_is_read(weights: None, cache: Path) -> None:
     (cache / "snapshots" / COMMIT / "preprocessor_config.json").write_text(json.dumps(HALF))
-    assert _normalisation(_load()) == HALF
+    with pytest.warns(UserWarning, match=r"processor_config\.json of .* was never asked for"):
+        assert _normalisation(_load()) == HALF
+
+
+def test_a_hub_that_refuses_is_not_taken_for_an_answer(
+    weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(repo: str, filename: str, revision: str | None) -> str:
+        raise GatedRepoError("403", response=NOT_THERE)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(OSError, match=r"could not load the CLIP image encoder.*403"):
+        _load()
 
 
 def test_offline_the_hub_s_earlier_no_is_remembered(weights: None, cache: Path) -> None:

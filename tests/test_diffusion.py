@@ -422,15 +422,17 @@ def _edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def _null_embedding(folder: Path) -> Tensor:
+def _null_embedding(folder: Path, variant: str | None = None) -> Tensor:
     """The empty prompt's embedding as diffusers' own pipeline computes it."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
     pipeline = diffusers.StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(folder, subfolder="vae"),
-        text_encoder=CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").eval(),
+        vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", variant=variant),
+        text_encoder=CLIPTextModel.from_pretrained(
+            folder, subfolder="text_encoder", variant=variant
+        ).eval(),
         tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-        unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet"),
+        unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", variant=variant),
         scheduler=diffusers.PNDMScheduler.from_pretrained(folder, subfolder="scheduler"),
         safety_checker=None,
         feature_extractor=None,
@@ -500,7 +502,66 @@ def test_revision_is_passed_on(pipeline_folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     load_diffusion(DiffusionConfig(source="someone/diffusion", revision="0123abc"))
     assert set(asked.values()) == {("someone/diffusion", "0123abc")}
-    assert len(asked) == 6
+    assert len(asked) == 7
+
+
+@torch.no_grad()
+def test_half_precision_variant_equals_diffusers(pipeline_copy: Path, sketches: Any) -> None:
+    """A repository that holds nothing else, as diffusers' own pipeline writes it."""
+    for part, weights in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
+        path = pipeline_copy / part / f"{weights}.safetensors"
+        halves = {name: values.half() for name, values in load_file(path).items()}
+        save_file(halves, path.with_name(f"{weights}.fp16.safetensors"), {"format": "pt"})
+        path.unlink()
+    with pytest.raises(OSError, match=r"UNet .*\.fp16\.safetensors is a variant: set diffusion__v"):
+        load_diffusion(_config(pipeline_copy))
+    branch = load_diffusion(_config(pipeline_copy, variant="fp16"))
+    assert {tensor.dtype for tensor in branch.state_dict().values()} == {torch.float32}
+    image = sketches(1)
+    own = AutoencoderKL.from_pretrained(pipeline_copy, subfolder="vae", variant="fp16")
+    latents = own.encode(image).latent_dist.mode() * own.config.scaling_factor
+    _assert_close({"latents": branch.encode(image)}, {"latents": latents}, 1e-5)
+    expected = _null_embedding(pipeline_copy, variant="fp16")
+    torch.testing.assert_close(branch.denoiser.null_embedding, expected)
+    unet = UNet2DConditionModel.from_pretrained(pipeline_copy, subfolder="unet", variant="fp16")
+    weights = unet.state_dict()
+    kept = branch.denoiser.unet.state_dict()
+    assert all(torch.equal(values, weights[name]) for name, values in kept.items())
+
+
+@pytest.fixture
+def cached(pipeline_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The pipeline as Hugging Face's cache keeps ``someone/diffusion``; the hub is out of reach."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--someone--diffusion"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("a" * 40)
+    (folder / "snapshots").mkdir()
+    return Path(shutil.move(pipeline_copy, folder / "snapshots" / ("a" * 40)))
+
+
+def test_a_cached_repository_with_shards(cached: Path, pipeline_folder: Path) -> None:
+    """diffusers by itself asks the hub for the shards' names."""
+    shutil.rmtree(cached / "unet")
+    unet = UNet2DConditionModel.from_pretrained(pipeline_folder, subfolder="unet")
+    unet.save_pretrained(cached / "unet", max_shard_size="100KB")
+    assert len(list((cached / "unet").glob("*-of-*.safetensors"))) > 1
+    found = load_diffusion(DiffusionConfig(source="someone/diffusion")).state_dict()
+    expected = load_diffusion(_config(pipeline_folder)).state_dict()
+    assert all(torch.equal(found[name], values) for name, values in expected.items())
+
+
+def test_other_repositories_are_told(cached: Path) -> None:
+    shutil.move(cached / "unet", cached / "transformer")
+    told = (
+        r"UNet from 'someone/diffusion'.*unet/, vae/, scheduler/; no other pipeline, LoRA or single"
+    )
+    with pytest.raises(OSError, match=told):
+        load_diffusion(DiffusionConfig(source="someone/diffusion"))
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])

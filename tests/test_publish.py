@@ -86,6 +86,17 @@ def test_adapters_alone_are_uploaded(build: Any, hub: type[FakeHub]) -> None:
     _assert_same(loaded, encoder)
 
 
+def test_a_card_says_what_the_file_holds(build: Any, hub: type[FakeHub]) -> None:
+    encoder = build()
+    encoder.push_to_hub("plain")
+    assert "which are not included" in hub.repositories["me/plain"]["README.md"].decode()
+    with torch.no_grad():
+        encoder.diffusion.denoiser.unet.conv_in.weight.add_(1.0)
+    with pytest.warns(UserWarning, match="holds them too"):
+        encoder.push_to_hub("changed")
+    assert "and are included" in hub.repositories["me/changed"]["README.md"].decode()
+
+
 def test_a_card_that_is_there_stays(build: Any, hub: type[FakeHub]) -> None:
     build(seed=1).push_to_hub("sketches")
     hub.repositories["me/sketches"]["README.md"] = b"my own words"

@@ -6,12 +6,14 @@ import json
 import shutil
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModel
@@ -166,12 +168,15 @@ def test_clip_revision_is_passed_on(clip_folder: Path, monkeypatch: pytest.Monke
 
     def download(repo: str, filename: str, revision: str | None) -> str:
         asked.append((repo, revision))
+        if filename == "processor_config.json":
+            response: Any = SimpleNamespace(headers={}, request=None)
+            raise RemoteEntryNotFoundError("404", response=response)
         return str(clip_folder / filename)
 
     monkeypatch.setattr(CLIPVisionModel, "from_pretrained", classmethod(from_pretrained))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     load_semantic(SemanticConfig(source="someone/clip", revision="0123abc"))
-    assert asked == [("someone/clip", "0123abc")] * 2
+    assert asked == [("someone/clip", "0123abc")] * 3
 
 
 def test_clip_pickle_needs_an_opt_in(clip_folder: Path, tmp_path: Path) -> None:
@@ -229,8 +234,12 @@ def test_a_folder_of_another_kind_of_model_is_told(
 def test_weights_of_a_variant_alone_are_told(clip_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(clip_folder, tmp_path / "clip"))
     (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
-    with pytest.raises(OSError, match=r"model\.fp16\.safetensors is a variant, .* without '\.fp"):
+    told = r"model\.fp16\.safetensors is a variant: set .*semantic__variant\."
+    with pytest.raises(OSError, match=told):
         load_semantic(_clip(folder))
+    expected = load_semantic(_clip(clip_folder)).state_dict()
+    found = load_semantic(_clip(folder, variant="fp16")).state_dict()
+    assert all(torch.equal(found[name], values) for name, values in expected.items())
     # Beside whole weights it is none of the trouble.
     shutil.copy(folder / "model.fp16.safetensors", folder / "model.safetensors")
     _truncate(folder)

@@ -35,8 +35,8 @@ Tensors = dict[str, Tensor]
 FORMAT = 3
 # Values of the configuration that say where weights come from and how memory is used.
 _WHEREABOUTS = {
-    "diffusion": ("source", "revision", "unet_file", "ensemble_chunk", "seed"),
-    "semantic": ("source", "revision"),
+    "diffusion": ("source", "revision", "variant", "unet_file", "ensemble_chunk", "seed"),
+    "semantic": ("source", "revision", "variant"),
 }
 
 

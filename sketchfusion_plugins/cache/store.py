@@ -174,10 +174,10 @@ class FeatureStore:
         if full:
             self._tell(
                 "full",
-                f"{self.folder} is full: what was used since it was opened takes its limit of "
-                f"{self.limit / GIBIBYTE:.4g} GiB, so nothing more is kept, and the rest is "
-                "computed at every visit. Give it a larger limit (--cache-limit GIB, or "
-                "FeatureStore(folder, limit=BYTES)), or have fewer pictures.",
+                f"{self.folder} is full: what this run used fills its limit of "
+                f"{self.limit / GIBIBYTE:.4g} GiB. Nothing more is kept, and the rest is computed "
+                "at every visit. Raise the limit (--cache-limit GIB, or FeatureStore(folder, "
+                "limit=BYTES)).",
             )
         return not full
 

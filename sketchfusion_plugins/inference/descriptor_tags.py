@@ -19,8 +19,8 @@ from sketchfusion_plugins.tasks.base import Task
 # themselves are in the fingerprint.
 _WHEREABOUTS = {
     None: ("weights", "random_seed", "foundation_dtype", "freeze_foundations"),
-    "diffusion": ("source", "revision", "unet_file", "ensemble_chunk"),
-    "semantic": ("source", "revision"),
+    "diffusion": ("source", "revision", "variant", "unet_file", "ensemble_chunk"),
+    "semantic": ("source", "revision", "variant"),
 }
 
 

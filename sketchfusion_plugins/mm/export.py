@@ -20,19 +20,18 @@ from sketchfusion_plugins.files import replacing, write_text
 from sketchfusion_plugins.hub import (
     bundled_architectures,
     explain_loading,
-    find_optional_file,
     read_json,
 )
 from sketchfusion_plugins.mm.backbone import SketchFusion
 from sketchfusion_plugins.mm.safe_loading import read_checkpoint
-from sketchfusion_plugins.semantic_loading import PROCESSOR_FILE
+from sketchfusion_plugins.semantic_loading import IMAGE_PROCESSOR_FILE, read_normalisation
 
 CONFIG_FILE = "config.py"
 WEIGHTS_FILE = "model.pth"
 # mmengine puts the folder of a config file in its place.
 HERE = "{{ fileDirname }}"
 DIFFUSION_FILES = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
-SEMANTIC_FILES = ("config.json", PROCESSOR_FILE)
+SEMANTIC_FILES = ("config.json", IMAGE_PROCESSOR_FILE)
 
 
 def export_merged(config: str | Path, checkpoint: str | Path, out: str | Path) -> tuple[Path, Path]:
@@ -97,20 +96,20 @@ def _portable(config: EncoderConfig, out: Path) -> EncoderConfig:
         if by_name and not Path(branch.source).is_dir():
             continue
         for file in files:
-            content = _read_file(branch.source, branch.revision, file)
-            if content is not None:
+            if file == IMAGE_PROCESSOR_FILE:
+                content = read_normalisation(branch)
+            else:
+                content = _read_file(branch.source, branch.revision, file)
+            if content:
                 write_text(json.dumps(content, indent=2) + "\n", out / name / file)
         changes[f"{name}__source"] = f"{HERE}/{name}"
-        changes[f"{name}__revision"] = None
+        changes[f"{name}__revision"] = changes[f"{name}__variant"] = None
     return config.replace(**changes)
 
 
-def _read_file(source: str, revision: str | None, file: str) -> dict[str, Any] | None:
+def _read_file(source: str, revision: str | None, file: str) -> dict[str, Any]:
     folder = Path(source)
     with explain_loading("architecture", source, revision):
-        if file == PROCESSOR_FILE:
-            path = find_optional_file(source, file, revision)
-            return None if path is None else read_json(path)
         if folder.is_dir():
             return read_json(folder / file)
         from huggingface_hub import hf_hub_download

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ pytest.importorskip("mmseg")
 
 import huggingface_hub
 import torch
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from mmengine.config import Config
 from mmengine.runner.checkpoint import save_checkpoint
 from torch import Tensor
@@ -215,6 +217,9 @@ def test_a_repository_s_normalisation_is_copied(
 
     def download(repo: str, filename: str, revision: str | None) -> str:
         assert (repo, revision) == ("someone/clip", None)
+        if filename == "processor_config.json":
+            response: Any = SimpleNamespace(headers={}, request=None)
+            raise RemoteEntryNotFoundError("404", response=response)
         return str(clip / filename)
 
     monkeypatch.setattr(CLIPVisionModel, "from_pretrained", classmethod(from_pretrained))
