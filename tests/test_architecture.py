@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config", "fingerprint", "frequency", "viz", "data", "stroke_metrics", "losses", "index"),
     ("presets", "null_prompt", "semantic", "injection", "aggregation", "adapter_file", "baselines")
     + ("foundation_settings", "noise"),
-    ("denoiser", "timm_entries", "import_hooks", "wrappers", "semantic_loading"),
+    ("denoiser", "timm_entries", "import_hooks", "wrappers", "semantic_loading", "onnx_export"),
     ("checkpoint",),
     ("diffusion", "publish"),
     ("assembly", "outputs"),
