@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from sketchfusion_plugins.data.task_data import Samples, TaskData, labelled_mask
@@ -25,9 +25,10 @@ from sketchfusion_plugins.metrics.query_segmentation import (
     query_segmentation_scores,
 )
 from sketchfusion_plugins.metrics.recognition import top_k_correct
-from sketchfusion_plugins.metrics.retrieval import group_weights, score_embeddings
+from sketchfusion_plugins.metrics.retrieval import group_weights, score_by_definitions
 from sketchfusion_plugins.metrics.retrieval_definitions import DEFINITIONS
 from sketchfusion_plugins.tasks.base import Task
+from sketchfusion_plugins.wrappers import device_of
 
 # Pictures that a probe is fitted on: all of TU-Berlin's. More would not fit into memory.
 PROBED_PICTURES = 15_000
@@ -93,7 +94,7 @@ class Judge:
             raise ValueError(
                 f"this model was trained for {model.name} and cannot be judged on {self.data.task}."
             )
-        mode, home = model.training, _device(model)
+        mode, home = model.training, device_of(model)
         try:
             model.eval().to(self.device)
             # What is moved in inference mode can never train again.
@@ -154,19 +155,21 @@ class Judge:
         if self.data.own_category:
             categories = query_labels[-1].unique()
             parts = [(query_labels[-1] == own, labels[-1] == own) for own in categories]
+        scored = [
+            score_by_definitions(
+                queries[asking],
+                gallery[searched],
+                query_labels[0][asking],
+                labels[0][searched],
+                self.data.measures,
+                self.definitions,
+                self.device,
+                progress=self.progress and len(parts) == 1,
+            )
+            for asking, searched in parts
+        ]
         found: Row = {}
-        for definition in self.definitions:
-            scores = [
-                score_embeddings(
-                    queries[asking],
-                    gallery[searched],
-                    query_labels[0][asking],
-                    labels[0][searched],
-                    self.data.measures,
-                    definition,
-                )
-                for asking, searched in parts
-            ]
+        for definition, scores in zip(self.definitions, zip(*scored, strict=True), strict=True):
             asked = torch.cat(
                 [
                     query_labels[0][asking][part.queries]
@@ -301,8 +304,3 @@ def _definitions(task: str, definition: str | Sequence[str] | None) -> tuple[str
     if unknown:
         raise ValueError(f"unknown definition {unknown[0]!r}; known: {', '.join(DEFINITIONS)}.")
     return tuple(dict.fromkeys(names))
-
-
-def _device(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device

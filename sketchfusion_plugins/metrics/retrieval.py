@@ -82,7 +82,6 @@ def score_embeddings(
     gallery_labels: Tensor,
     measures: Sequence[str] = ("mAP@all",),
     definition: str | Definition = "standard",
-    progress: bool = False,
 ) -> RetrievalScores:
     """Rank a gallery by cosine similarity for every query and measure the rankings.
 
@@ -97,11 +96,40 @@ def score_embeddings(
         measures: ``"mAP@all"``, ``"mAP@k"``, ``"P@k"``, ``"Acc@k"`` (share of queries with a
             relevant item in the top k); see ``PROTOCOLS``.
         definition: A name, see `find_definition`, or one's own.
-        progress: Show a progress bar.
 
     Raises:
         ValueError: Shapes that do not fit, an empty gallery, an unknown measure, NaN, or no query
             with a relevant item.
+    """
+    labels = query_labels, gallery_labels
+    return score_by_definitions(queries, gallery, *labels, measures, (definition,))[0]
+
+
+def score_by_definitions(
+    queries: Tensor,
+    gallery: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor,
+    measures: Sequence[str],
+    definitions: Sequence[str | Definition],
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> tuple[RetrievalScores, ...]:
+    """`score_embeddings` by several definitions, in their order, of one ranking.
+
+    Args:
+        queries: See `score_embeddings`, as the next four.
+        gallery: As above.
+        query_labels: As above.
+        gallery_labels: As above.
+        measures: As above.
+        definitions: Names, see `find_definition`, or one's own.
+        device: Where similarities are ranked, which takes most of the time; None for where the
+            embeddings are.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: See `score_embeddings`.
     """
     from tqdm import tqdm
 
@@ -118,17 +146,18 @@ def score_embeddings(
             raise ValueError(f"expected {name} [{rows}], got {list(labels.shape)}.")
     _check_sizes(len(queries), len(gallery))
     unit_gallery = F.normalize(gallery.float(), dim=1)
-    gallery_labels = gallery_labels.to(gallery.device)
+    device = gallery.device if device is None else device
+    gallery_labels = gallery_labels.to(device)
     step = max(1, CHUNK_ELEMENTS // len(gallery))
 
     def chunks() -> Iterator[tuple[Tensor, Tensor]]:
         starts = range(0, len(queries), step)
         for start in tqdm(starts, desc="ranking", disable=None if progress else True):
             chunk = F.normalize(queries[start : start + step].float(), dim=1)
-            labels = query_labels[start : start + step].to(gallery.device)
-            yield chunk @ unit_gallery.T, labels[:, None] == gallery_labels
+            labels = query_labels[start : start + step].to(device)
+            yield (chunk @ unit_gallery.T).to(device), labels[:, None] == gallery_labels
 
-    return _score(chunks(), measures, definition)
+    return _score(chunks(), measures, definitions)
 
 
 def score_rankings(
@@ -160,7 +189,7 @@ def score_rankings(
     _check_sizes(*scores.shape)
     step = max(1, CHUNK_ELEMENTS // scores.shape[1])
     chunks = zip(scores.split(step), relevant.split(step), strict=True)
-    return _score(chunks, measures, definition)
+    return _score(chunks, measures, (definition,))[0]
 
 
 def average_precision(hits: Tensor, relevant: Tensor, definition: Definition) -> Tensor:
@@ -207,10 +236,10 @@ def precision_at(hits: Tensor, relevant: Tensor, k: int, definition: Definition)
 def _score(
     chunks: Iterator[tuple[Tensor, Tensor]],
     measures: Sequence[str],
-    definition: str | Definition,
-) -> RetrievalScores:
-    """Measure chunks of scores and relevance, ``[q, G]`` each."""
-    formula = find_definition(definition)
+    definitions: Sequence[str | Definition],
+) -> tuple[RetrievalScores, ...]:
+    """Measure chunks of scores and relevance, ``[q, G]`` each, by every definition."""
+    formulas = [find_definition(definition) for definition in definitions]
     depths = {name: _parse(name) for name in measures}
     if not depths:
         raise ValueError("expected at least one measure, such as 'mAP@all', got none.")
@@ -219,7 +248,7 @@ def _score(
         if any(k is None for _, k in depths.values())
         else max(k for _, k in depths.values() if k is not None)
     )
-    values: dict[str, list[Tensor]] = {name: [] for name in depths}
+    values: list[dict[str, list[Tensor]]] = [{name: [] for name in depths} for _ in formulas]
     answerable: list[Tensor] = []
     for scores, relevant in chunks:
         if scores.isnan().any():
@@ -231,26 +260,34 @@ def _score(
         order = scores[kept].argsort(dim=1, descending=True, stable=True)[:, :deepest]
         # Apple's mps has no float64.
         hits, count = relevant[kept].gather(1, order).cpu(), count[kept].cpu()
-        for name, (kind, k) in depths.items():
-            if kind == "mAP":
-                value = average_precision(hits[:, :k], count, formula)
-            elif kind == "P":
-                assert k is not None
-                value = precision_at(hits, count, k, formula)
-            else:
-                value = hits[:, :k].any(1).double()
-            values[name].append(value.cpu())
+        for formula, own in zip(formulas, values, strict=True):
+            for name, (kind, k) in depths.items():
+                own[name].append(_measure(kind, k, hits, count, formula))
     mask = torch.cat(answerable)
     if not mask.any():
         raise ValueError(
             f"none of {len(mask)} queries has a relevant item in the gallery. Check that "
             "queries and gallery use the same labels."
         )
-    return RetrievalScores(
-        values={name: torch.cat(parts) for name, parts in values.items()},
-        queries=mask.nonzero().squeeze(1),
-        skipped=int((~mask).sum()),
+    return tuple(
+        RetrievalScores(
+            values={name: torch.cat(parts) for name, parts in own.items()},
+            queries=mask.nonzero().squeeze(1),
+            skipped=int((~mask).sum()),
+        )
+        for own in values
     )
+
+
+def _measure(
+    kind: str, k: int | None, hits: Tensor, relevant: Tensor, formula: Definition
+) -> Tensor:
+    if kind == "mAP":
+        return average_precision(hits[:, :k], relevant, formula)
+    if kind == "Acc":
+        return hits[:, :k].any(1).double()
+    assert k is not None
+    return precision_at(hits, relevant, k, formula)
 
 
 def _parse(measure: str) -> tuple[str, int | None]:

@@ -151,7 +151,7 @@ def _refuse_changes(config: Config, checkpoint: Path) -> None:
         adapters = Path(config.work_dir) / "adapters"
         raise ValueError(
             f"{checkpoint} cannot be resumed with other settings than its run's: asked were "
-            f"{'; '.join(changed)}. Resume with what the run has; or start a new run from its "
+            f"{'; '.join(changed)}. Resume with the run's settings; or start a new run from its "
             f"adapters, which it writes when it ends: --model {adapters} --work-dir runs/longer"
         )
 

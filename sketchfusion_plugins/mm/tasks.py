@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import broadcast_object_list, is_main_process
+import torch
+from mmengine.dist import broadcast, broadcast_object_list, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import BaseLoop
 
+from sketchfusion_plugins.checkpoint import adapter_state
 from sketchfusion_plugins.evaluation.judge import Judge
 from sketchfusion_plugins.evaluation.report import Row
 from sketchfusion_plugins.mm.frozen import FrozenFoundations
@@ -28,7 +30,9 @@ class TaskModel(FrozenFoundations, BaseModel):  # type: ignore[misc]
     """
 
     def __init__(self, task: Task) -> None:
-        super().__init__()
+        # With CUDA batches come pinned, see `train_task`.
+        asynchronous = torch.cuda.is_available()
+        super().__init__({"type": "BaseDataPreprocessor", "non_blocking": asynchronous})
         self.task = task
         self.hide_foundations()
 
@@ -46,13 +50,31 @@ class TaskModel(FrozenFoundations, BaseModel):  # type: ignore[misc]
         """Nothing is drawn anew: the task is built ready."""
 
 
+def first_alone(work: Callable[[], Any]) -> Any:
+    """What the first of all processes makes of some work, in each of them.
+
+    Raises:
+        RuntimeError: The first process failed; itself it raises what it failed by.
+    """
+    told: list[Any] = [None, ""]
+    failure: Exception | None = None
+    if is_main_process():
+        try:
+            told[0] = work()
+        except Exception as error:
+            failure, told[1] = error, f"{type(error).__name__}: {error}"
+    # The others wait here.
+    broadcast_object_list(told)
+    if failure is not None:
+        raise failure
+    if told[1]:
+        raise RuntimeError(f"the first process failed: {told[1]}")
+    return told[0]
+
+
 def judge_once(judge: Judge, task: Task) -> Row:
     """What the first of all processes measures, in each of them."""
-    rows: list[Any] = [None]
-    if is_main_process():
-        rows = [judge(task)]
-    broadcast_object_list(rows)
-    row: Row = rows[0]
+    row: Row = first_alone(lambda: judge(task))
     return row
 
 
@@ -91,11 +113,13 @@ class TaskEvaluationLoop(BaseLoop):  # type: ignore[misc]
         return metrics
 
     def conclude(self) -> Row:
-        """Finish, save and judge the trained task."""
+        """Finish, save and judge the trained task; the first process finishes it for all."""
         task = trained_task(self.runner)
         # Finishing reads data, which can fail.
         save_task(self.runner)
-        self.finish(task)
+        first_alone(lambda: self.finish(task))
+        for tensor in adapter_state(task).values():
+            broadcast(tensor)
         save_task(self.runner)
         self.row = judge_once(self.judge, task)
         return self.row

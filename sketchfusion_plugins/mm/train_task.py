@@ -37,7 +37,7 @@ from sketchfusion_plugins.mm.resuming import (
     refuse_other_data,
 )
 from sketchfusion_plugins.mm.seeding import NumberedSampler, SeededDraws, SeedIterationHook
-from sketchfusion_plugins.mm.tasks import TaskModel, trained_task
+from sketchfusion_plugins.mm.tasks import TaskModel, first_alone, trained_task
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import TASKS, build_task
 
@@ -139,30 +139,7 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
         ValueError: The config does not fit together, nor with the run that it resumes or the
             adapters that it starts from.
     """
-    # What can be refused is, before anything large is read.
-    encoder_config(config.encoder)
-    if config.randomness.get("deterministic") and get_device() != "cpu":
-        raise ValueError(
-            f"randomness.deterministic is for the CPU, and this trains on {get_device()}, where "
-            "pooling on a grid has no deterministic gradient. Leave it out: runs of one seed then "
-            "differ by rounding alone."
-        )
-    kind, batch_size = TASKS.get(config.task.name), config.train_dataloader.batch_size
-    if kind is not None and batch_size < kind.least_batch:
-        raise ValueError(
-            f"{kind.name} tells the items of a batch apart and learns nothing from batches of "
-            f"{batch_size}. Set a batch size of at least {kind.least_batch} for each process; "
-            "encoder.with_cp=True saves memory."
-        )
-    wrapper_type = config.optim_wrapper.get("type")
-    amp = getattr(wrapper_type, "__name__", str(wrapper_type)).endswith("AmpOptimWrapper")
-    if amp and get_device() in ("cpu", "mps"):
-        raise ValueError(
-            "optim_wrapper.type AmpOptimWrapper, mixed precision of mmengine, is for CUDA and the "
-            f"like, and this trains on {get_device()}. Leave it out; "
-            "--set encoder.changes.foundation_dtype=bfloat16 holds the foundations in half "
-            "precision everywhere."
-        )
+    _refuse_early(config)
     if data is None:
         begun = [config.encoder.adapters] if config.encoder.get("adapters") else []
         asked = config.data.get("seed")
@@ -187,15 +164,18 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
         )
     task.image_size = data.size
     task.split = _split_of(data, config)
-    if start is None and data.fit is not None:
-        task.to(get_device()).fit_head(_fitted_part(data.fit, task, config.judge.batch_size))
+    # Data parallelism begins with the first process' weights in all of them.
+    part, size = data.fit, config.judge.batch_size
+    if start is None and part is not None:
+        task.to(get_device())
+        first_alone(lambda: task.fit_head(_fitted_part(part, task, size)))
 
     def finish(trained: Task) -> None:
         # Of a larger part, gradient has seen more than a closed form would.
-        if data.fit is not None and (
-            trained.part_suffices or len(data.fit) <= trained.most_fitted  # type: ignore[arg-type]
+        if part is not None and (
+            trained.part_suffices or len(part) <= trained.most_fitted  # type: ignore[arg-type]
         ):
-            trained.fit_head(_fitted_part(data.fit, trained, config.judge.batch_size))
+            trained.fit_head(_fitted_part(part, trained, size))
 
     hooks: list[Hook] = [SeedIterationHook(seed)]
     chosen = list(config.get("custom_hooks") or [])
@@ -236,6 +216,33 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     # Training ends with an evaluation, unless all of it was done before.
     row = runner.val_loop.row or runner.val_loop.conclude()
     return trained_task(runner), row
+
+
+def _refuse_early(config: Config) -> None:
+    """Refuse what can be refused before anything large is read."""
+    encoder_config(config.encoder)
+    if config.randomness.get("deterministic") and get_device() != "cpu":
+        raise ValueError(
+            f"randomness.deterministic is for the CPU, and this trains on {get_device()}, where "
+            "pooling on a grid has no deterministic gradient. Leave it out: runs of one seed then "
+            "differ by rounding alone."
+        )
+    kind, batch_size = TASKS.get(config.task.name), config.train_dataloader.batch_size
+    if kind is not None and batch_size < kind.least_batch:
+        raise ValueError(
+            f"{kind.name} tells the items of a batch apart and learns nothing from batches of "
+            f"{batch_size}. Set a batch size of at least {kind.least_batch} for each process; "
+            "encoder.with_cp=True saves memory."
+        )
+    wrapper_type = config.optim_wrapper.get("type")
+    amp = getattr(wrapper_type, "__name__", str(wrapper_type)).endswith("AmpOptimWrapper")
+    if amp and get_device() in ("cpu", "mps"):
+        raise ValueError(
+            "optim_wrapper.type AmpOptimWrapper, mixed precision of mmengine, is for CUDA and the "
+            f"like, and this trains on {get_device()}. Leave it out; "
+            "--set encoder.changes.foundation_dtype=bfloat16 holds the foundations in half "
+            "precision everywhere."
+        )
 
 
 def _training_part(data: TaskData, config: Config) -> Samples:

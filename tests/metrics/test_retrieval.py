@@ -17,6 +17,7 @@ from sketchfusion_plugins.metrics.retrieval import (
     PROTOCOLS,
     RetrievalScores,
     group_weights,
+    score_by_definitions,
     score_embeddings,
     score_rankings,
 )
@@ -259,6 +260,27 @@ def test_embeddings_are_scored_alike_in_any_chunks(
     assert result.skipped == expected.skipped == int((query_labels == 4).sum()) > 0
     for name in names:
         torch.testing.assert_close(result.values[name], expected.values[name])
+
+
+def test_one_ranking_serves_several_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(2)
+    queries, gallery = (torch.randn(n, 8, generator=generator) for n in (9, 30))
+    labels = (torch.arange(9) % 3, torch.arange(30) % 3)
+    names = ["mAP@10", "P@20"]
+    cosine = torch.nn.functional.normalize(queries) @ torch.nn.functional.normalize(gallery).T
+    expected = [
+        score_rankings(cosine, labels[0][:, None] == labels[1], names, definition)
+        for definition in ("standard", "zse-sbir")
+    ]
+    sorts: list[int] = []
+    sort = torch.Tensor.argsort
+    monkeypatch.setattr(torch.Tensor, "argsort", lambda *a, **k: sorts.append(1) or sort(*a, **k))
+    found = score_by_definitions(queries, gallery, *labels, names, ("standard", "zse-sbir"), "cpu")
+    assert len(sorts) == 1
+    for own, alone in zip(found, expected, strict=True):
+        for name in names:
+            torch.testing.assert_close(own.values[name], alone.values[name])
+    assert not torch.equal(found[0].values["P@20"], found[1].values["P@20"])
 
 
 def test_no_more_scores_are_held_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

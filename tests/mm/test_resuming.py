@@ -116,7 +116,7 @@ def test_resuming_with_other_settings_is_refused_with_advice(
     with pytest.raises(ValueError) as caught:
         module.train_task(config)
     said = str(caught.value)
-    assert f"{message}. Resume with what the run has; or start a new run" in said
+    assert f"{message}. Resume with the run's settings; or start a new run" in said
     assert said.count(", the run has") == 1
     assert f"--model {done / 'adapters'} --work-dir runs/longer" in said
     assert str(done / f"iter_{ITERATIONS}.pth") in said

@@ -381,6 +381,18 @@ def test_two_processes_train_on_their_shares_and_save_once(
     assert all(torch.equal(loaded[key], value) for key, value in parameters[0].items())
 
 
+def test_what_fails_the_first_process_fails_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sketchfusion_plugins.mm import tasks
+
+    with pytest.raises(ZeroDivisionError):
+        tasks.first_alone(lambda: 1 / 0)
+    monkeypatch.setattr(tasks, "is_main_process", lambda: False)
+    heard = "OSError: full"
+    monkeypatch.setattr(tasks, "broadcast_object_list", lambda told: told.insert(1, heard))
+    with pytest.raises(RuntimeError, match="the first process failed: OSError: full"):
+        tasks.first_alone(lambda: pytest.fail("is the first process's work"))
+
+
 def test_launching_without_torchrun_says_how(
     config_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
