@@ -27,6 +27,7 @@ from sketchfusion_plugins.assembly import (
 )
 from sketchfusion_plugins.checkpoint import load_adapters, sample_foundations, save_adapters
 from sketchfusion_plugins.config import EncoderConfig
+from sketchfusion_plugins.denoiser import Block
 from sketchfusion_plugins.diffusion import Diffusion
 from sketchfusion_plugins.foundation_settings import refuse_lost_activations
 from sketchfusion_plugins.images import check_image, pad_to_multiple, refuse_overflow, to_rgb
@@ -90,8 +91,8 @@ class SketchFusionEncoder(nn.Module):
         self.train(self.training)
 
     @property
-    def level_blocks(self) -> tuple[Any, ...]:
-        """UNet blocks (name, channels, stride) whose outputs are the levels, fine to coarse."""
+    def level_blocks(self) -> tuple[Block, ...]:
+        """UNet blocks whose outputs are the levels, fine to coarse."""
         denoiser = self.diffusion.denoiser
         tapped = [block for block in denoiser.blocks if block.name in denoiser.taps]
         return tuple(sorted(tapped, key=lambda block: block.stride))
@@ -106,7 +107,7 @@ class SketchFusionEncoder(nn.Module):
         return torch.float32 if weight is None else weight.dtype
 
     def foundations(self) -> tuple[nn.Module, ...]:
-        """The modules that freeze."""
+        """Diffusion and semantic branch; frozen unless configured otherwise."""
         return tuple(self.get_submodule(name) for name in self.foundation_names())
 
     def foundation_names(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sketchfusion_plugins.baselines import hog_features, pixel_features
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.heads.cells import pool_to_grid
-from sketchfusion_plugins.heads.query import QuerySegmentationHead, ink_cells
+from sketchfusion_plugins.heads.query import ink_cells, query_similarity
 from sketchfusion_plugins.hub import timm_safetensors
 from sketchfusion_plugins.images import to_rgb
 
@@ -279,13 +279,8 @@ def pixel_similarity(features: Features, sketch: Tensor, photo: Tensor) -> Tenso
     asked, cells = features(sketch), features(photo)
     shape = (asked.shape[-2], asked.shape[-1])
     ink = ink_cells(sketch, shape, features.cell_size(sketch, asked))
-    # The head without anything learned.
-    head = QuerySegmentationHead("ink", scale=1.0, threshold=0.0).to(photo.device)
     size = (photo.shape[-2], photo.shape[-1])
-    similarity: Tensor = head(
-        asked, cells, size, ink=ink, photo_stride=features.cell_size(photo, cells)
-    )
-    return similarity
+    return query_similarity(asked, cells, size, ink, features.cell_size(photo, cells))
 
 
 def join(maps: Sequence[Tensor]) -> Tensor:

@@ -33,10 +33,10 @@ from sketchfusion_plugins.frequency import (
     radial_log_amplitude,
     white_noise_share,
 )
-from sketchfusion_plugins.inference.answers import device_of
 from sketchfusion_plugins.inference.picture_files import list_pictures, read_batches
 from sketchfusion_plugins.maps import all_maps
 from sketchfusion_plugins.problems import Problems
+from sketchfusion_plugins.wrappers import device_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

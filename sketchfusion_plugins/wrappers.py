@@ -1,9 +1,10 @@
-"""The encoder inside a module, whatever frameworks have wrapped around it."""
+"""What a module is, whatever frameworks have wrapped around it: its encoder, its device."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
@@ -46,3 +47,9 @@ def find_encoder(module: nn.Module) -> tuple[str, SketchFusionEncoder]:
         )
     prefix, encoder = found[0]
     return prefix, encoder
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Device of a module's parameters; the CPU for one without."""
+    parameter = next(module.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -114,7 +115,7 @@ class SketchFusion(nn.Module):
             self.head_hidden_size = self.head.num_features
         blocks = self.encoder.level_blocks
         finest = blocks[0]
-        self.feature_info = [
+        self.feature_info: list[dict[str, Any]] = [
             {
                 "num_chs": finest.channels,
                 "reduction": finest.stride // 2,
@@ -220,8 +221,9 @@ class SketchFusion(nn.Module):
         unet = r"^encoder\.diffusion\.denoiser\.unet\."
         blocks: list[tuple[str, tuple[int, ...] | None]] = []
         for depth, block in enumerate(self.encoder.diffusion.denoiser.blocks):
-            kind, index = block.name.rstrip("0123456789"), block.name.lstrip("downmiup")
-            module = f"{kind}_block" if kind == "mid" else rf"{kind}_blocks\.{index}"
+            # As diffusers names them: down0 is down_blocks.0, mid is mid_block.
+            module = re.sub(r"(down|up)(\d+)", r"\1_blocks\\.\2", block.name)
+            module = "mid_block" if block.name == "mid" else module
             blocks.append((rf"{unet}{module}\.", (depth,)))
             blocks.append((rf"^encoder\.injector\.projections\.{block.name}\.", (depth,)))
         stem = (

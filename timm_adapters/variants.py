@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from huggingface_hub.constants import HF_HUB_CACHE
-from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._builder import resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import FeatureGetterNet
 from timm.models._input import update_model_args
 from torch import nn
 
-from sketchfusion_plugins.adapter_file import (
-    WEIGHTS_FILE,
-    CheckpointError,
-    MisfitError,
-    locate,
-    read_config,
-)
-from sketchfusion_plugins.config import EncoderConfig
-from sketchfusion_plugins.encoder import SketchFusionEncoder
+from sketchfusion_plugins.adapter_file import WEIGHTS_FILE, MisfitError
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, bundled_weights
 from sketchfusion_plugins.timm_entries import TIMM_CFG
+from sketchfusion_plugins.wrappers import find_encoder
+from timm_adapters.loading import TINY, Plan, plan_loading
 from timm_adapters.sketchfusion import SketchFusion
 
 _logger = logging.getLogger(__name__)
@@ -47,10 +40,6 @@ def _cfg(side: int, **changes: Any) -> dict[str, Any]:
 
 
 _OPENRAIL = "creativeml-openrail-m"
-_TINY = "sketchfusion/tiny"
-_TINY_ADAPTERS = str(BUNDLED_WEIGHTS[_TINY] / WEIGHTS_FILE)
-# timm's name for a whole state dict.
-_WHOLE_FILE = "model.safetensors"
 
 default_cfgs = generate_default_cfgs(
     {
@@ -60,7 +49,7 @@ default_cfgs = generate_default_cfgs(
         "sketchfusion_small.bksdm": _cfg(256, license=_OPENRAIL),
         "sketchfusion_tiny.open_pictures": _cfg(
             128,
-            file=_TINY_ADAPTERS,
+            file=str(BUNDLED_WEIGHTS[TINY] / WEIGHTS_FILE),
             license="cc-by-sa-4.0",
             first_conv=(
                 "encoder.diffusion.vae.encoder.layers.0",
@@ -79,65 +68,128 @@ TAG_PRESETS = {
 }
 
 
-def _is_exported(cfg: PretrainedCfg, pretrained: bool) -> bool:
-    """Whether timm's ``save_for_hf`` or ``push_to_hf_hub`` wrote it: a whole state dict.
-
-    Raises:
-        OSError: Weights are wanted of a folder that has none, or has them pickled alone.
-    """
-    # So timm marks what it writes; `SketchFusion.save_pretrained` writes "hf".
-    exported = cfg.source in ("local-dir", "hf-hub") and not cfg.custom_load
-    if not exported or cfg.source == "hf-hub":
-        return exported
-    folder = Path(cfg.file)
-    if (folder / WEIGHTS_FILE).is_file():
-        return False
-    if pretrained and not (folder / _WHOLE_FILE).is_file():
-        held = ", ".join(sorted(item.name for item in folder.iterdir())[:8])
-        raise OSError(
-            f"expected {WEIGHTS_FILE} or {_WHOLE_FILE} in {folder}, which holds {held}. Write it "
-            "by model.save_pretrained or timm.models.save_for_hf(..., safe_serialization=True); a "
-            "whole state dict in another file is loaded by pretrained=False and checkpoint_path=."
+def _refuse_unsupported(variant: str, output_stride: int, feature_cls: object) -> None:
+    """Refuse options of timm's that these models do not have."""
+    if output_stride != 32:
+        raise NotImplementedError(
+            f"{variant} has levels of strides 4, 8, 16 and 32, so output_stride must be 32, got "
+            f"{output_stride}. Of segmentation_models.pytorch take a decoder that needs no "
+            "dilation: Unet, FPN or UPerNet, not DeepLabV3, DeepLabV3Plus or PAN."
         )
-    return True
-
-
-def _find_adapters(cfg: PretrainedCfg) -> Path | None:
-    """File of the adapters that the caller named, with their configuration; None for a URL."""
-    if cfg.source == "local-dir":
-        # Absolute: no folder is taken for a Hugging Face id.
-        return locate(Path(cfg.file).absolute(), None)
-    if cfg.hf_hub_id and (cfg.source == "hf-hub" or not cfg.file):
-        repository, _, revision = cfg.hf_hub_id.partition("@")
-        return locate(repository, revision or None)
-    return Path(cfg.file) if cfg.file else None
-
-
-def _read_config(adapters: Path) -> EncoderConfig:
-    """Configuration of adapters; the error for another file says where a state dict goes."""
-    try:
-        return read_config(adapters)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{error} If it is a whole state dict, give it as checkpoint_path=."
-        ) from error
-
-
-def _refuse_levels(adapters: Path, config: EncoderConfig) -> None:
-    """Say where adapters of a backbone go, which no timm model can be made from."""
-    if config.aggregation is not None and isinstance(config.aggregation.stride, int):
+    name = feature_cls.lower() if isinstance(feature_cls, str) else feature_cls
+    if name == "getter" or (isinstance(name, type) and issubclass(name, FeatureGetterNet)):
         return
+    # Other ways to features look for modules that levels are not outputs of.
     raise ValueError(
-        f"{adapters} holds levels that are not aggregated to one map, as features_only=True and "
-        "segmentation_models.pytorch train them. Make the model as it was made then, without this "
-        "file, and load it by sketchfusion_plugins.checkpoint.load_adapters(model, FOLDER); or "
-        "use SketchFusionEncoder.from_pretrained(FOLDER)."
+        f"{variant} gives its levels by forward_intermediates, so feature_cls must be 'getter', "
+        f"which is the default; got {feature_cls!r}. Leave feature_cls out, and choose levels by "
+        "out_indices."
     )
+
+
+def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    _refuse_unsupported(
+        variant, kwargs.pop("output_stride", 32), kwargs.get("feature_cls", "getter")
+    )
+    plan = plan_loading(
+        variant,
+        pretrained,
+        kwargs.get("pretrained_cfg"),
+        kwargs.pop("pretrained_cfg_overlay", None),
+        configured="config" in kwargs,
+    )
+    recorded: dict[str, Any] = {}
+    weights = "pretrained" if pretrained else "random"
+    if plan.saved is None:
+        tag = plan.cfg.tag if plan.cfg.tag in TAG_PRESETS else default_cfgs[variant].tags[0]
+        kwargs.setdefault("config", TAG_PRESETS[tag])
+    else:
+        if "config" not in kwargs:
+            # A whole state dict does not tell it: timm writes it down where it exports the model.
+            recorded["config"] = plan.saved.to_dict()
+        kwargs.setdefault("config", plan.saved)
+        weights = plan.saved.weights if pretrained else "random"
+    kwargs.setdefault("weights", weights)
+    if kwargs.get("cache_dir") and kwargs["weights"] == "pretrained":
+        _logger.warning(
+            "%s: cache_dir=%s is timm's alone; foundations from the hub go to %s. To keep them "
+            "elsewhere, set HF_HOME before Python starts.",
+            variant,
+            kwargs["cache_dir"],
+            HF_HUB_CACHE,
+        )
+
+    def build(with_adapters: bool) -> nn.Module:
+        model: nn.Module = build_model_with_cfg(
+            SketchFusion,
+            variant,
+            pretrained=with_adapters,
+            pretrained_cfg_overlay=dict(plan.overlay),
+            feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+            **kwargs,
+        )
+        return model
+
+    model, loaded = _load(plan, pretrained, build)
+    if recorded:
+        update_model_args(model, **recorded)
+    _report(variant, model, pretrained, loaded)
+    return model
+
+
+def _load(
+    plan: Plan, pretrained: bool, build: Callable[[bool], nn.Module]
+) -> tuple[nn.Module, str]:
+    """Build a model, with adapters where there are any; says what it has of them."""
+    whole = False
+    if not (pretrained and (plan.cfg.has_weights or plan.cfg.state_dict)):
+        model, loaded = build(False), ""
+    elif plan.exported:
+        model, loaded = build(True), f"loaded the whole state dict of {plan.named} over them"
+        whole = True
+    elif plan.cfg.state_dict:
+        model, loaded = build(True), "loaded the given state dict over them"
+        whole = True
+    elif not plan.bundled:
+        model, loaded = build(True), f"loaded adapters {plan.named}"
+    else:
+        bundled_weights(TINY)
+        try:
+            model, loaded = build(True), f"loaded adapters {TINY}"
+        except MisfitError as error:
+            # The caller changed foundations or architecture: then these adapters are not meant.
+            model = build(False)
+            return model, f"{_list_trained(model)} fresh, because {error}"
+    if _has_fresh_head(model, plan.cfg.num_classes if whole else None):
+        loaded += "; a head is fresh"
+    return model, loaded or f"{_list_trained(model)} fresh"
+
+
+def _report(variant: str, model: nn.Module, pretrained: bool, loaded: str) -> None:
+    """Say what a model was given, and that random foundations never learn."""
+    encoder = find_encoder(model)[1]
+    config = encoder.config
+    # On the meta device, where segmentation_models.pytorch looks at channels, nothing will train.
+    real = not any(parameter.is_meta for parameter in encoder.parameters())
+    if real and not pretrained and config.weights == "random" and config.freeze_foundations:
+        _logger.warning(
+            "%s: foundations are random and frozen, so they never learn. Use pretrained=True, load "
+            "a whole state dict, or train them from scratch with freeze_foundations=False.",
+            variant,
+        )
+    if pretrained:
+        _logger.warning(
+            "%s: loaded foundations %s and %s; %s",
+            variant,
+            config.diffusion.source,
+            config.semantic.source,
+            loaded.removesuffix(".") + ".",
+        )
 
 
 def _list_trained(model: nn.Module) -> str:
     """What a model has beside its foundations, for a message."""
-    encoder = _find_encoder(model)
+    encoder = find_encoder(model)[1]
     parts = {
         "injection": len(encoder.injector.projections) > 0,
         "aggregation": encoder.aggregator is not None,
@@ -159,126 +211,6 @@ def _has_fresh_head(model: nn.Module, classes: int | None) -> bool:
     if classes is not None:
         return classes != model.num_classes
     return any(name.startswith("head.") for name in model.fresh)
-
-
-def _find_encoder(model: nn.Module) -> SketchFusionEncoder:
-    return next(m for m in model.modules() if isinstance(m, SketchFusionEncoder))
-
-
-def _check_feature_class(variant: str, asked: object) -> None:
-    """Refuse other ways to features, which look for modules that levels are not outputs of."""
-    name = asked.lower() if isinstance(asked, str) else asked
-    if name == "getter" or (isinstance(name, type) and issubclass(name, FeatureGetterNet)):
-        return
-    raise ValueError(
-        f"{variant} gives its levels by forward_intermediates, so feature_cls must be 'getter', "
-        f"which is the default; got {asked!r}. Leave feature_cls out, and choose levels by "
-        "out_indices."
-    )
-
-
-def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    output_stride = kwargs.pop("output_stride", 32)
-    if output_stride != 32:
-        raise NotImplementedError(
-            f"{variant} has levels of strides 4, 8, 16 and 32, so output_stride must be 32, got "
-            f"{output_stride}. Of segmentation_models.pytorch take a decoder that needs no "
-            "dilation: Unet, FPN or UPerNet, not DeepLabV3, DeepLabV3Plus or PAN."
-        )
-    _check_feature_class(variant, kwargs.get("feature_cls", "getter"))
-    given = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"))
-    exported = _is_exported(given, pretrained)
-    # timm takes a file named by the caller for a whole state dict; ours hold adapters, and a check.
-    overlay = {
-        "custom_load": False if exported else "hf",
-        **(kwargs.pop("pretrained_cfg_overlay", None) or {}),
-    }
-    if overlay.get("hf_hub_id") or overlay.get("url"):
-        # timm prefers a file, which would be the packaged one.
-        overlay.setdefault("file", None)
-    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
-    named = cfg.hf_hub_id or cfg.file or cfg.url
-    own = None
-    recorded: dict[str, Any] = {}
-    if not exported and (
-        cfg.source in ("local-dir", "hf-hub") or (pretrained and cfg.file != _TINY_ADAPTERS)
-    ):
-        own = _find_adapters(cfg)
-    if own is not None:
-        overlay |= {"source": None, "file": str(own)}
-        cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
-        saved = _read_config(own)
-        if "config" not in kwargs:
-            _refuse_levels(own, saved)
-            # A whole state dict does not tell it: timm writes it down where it exports the model.
-            recorded["config"] = saved.to_dict()
-        kwargs.setdefault("config", saved)
-        kwargs.setdefault("weights", saved.weights if pretrained else "random")
-    kwargs.setdefault(
-        "config", TAG_PRESETS.get(cfg.tag, TAG_PRESETS[default_cfgs[variant].tags[0]])
-    )
-    kwargs.setdefault("weights", "pretrained" if pretrained else "random")
-    if kwargs.get("cache_dir") and kwargs["weights"] == "pretrained":
-        _logger.warning(
-            "%s: cache_dir=%s is timm's alone; foundations from the hub go to %s. To keep them "
-            "elsewhere, set HF_HOME before Python starts.",
-            variant,
-            kwargs["cache_dir"],
-            HF_HUB_CACHE,
-        )
-
-    def build(with_adapters: bool) -> nn.Module:
-        model: nn.Module = build_model_with_cfg(
-            SketchFusion,
-            variant,
-            pretrained=with_adapters,
-            pretrained_cfg_overlay=overlay,
-            feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-            **kwargs,
-        )
-        return model
-
-    reason = ""
-    if not (pretrained and (cfg.has_weights or cfg.state_dict)):
-        model, loaded = build(False), ""
-    elif exported:
-        model, loaded = build(True), f"loaded the whole state dict of {named} over them"
-    elif cfg.state_dict:
-        model, loaded = build(True), "loaded the given state dict over them"
-    elif cfg.file != _TINY_ADAPTERS:
-        model, loaded = build(True), f"loaded adapters {named}"
-    else:
-        bundled_weights(_TINY)
-        try:
-            model, loaded = build(True), f"loaded adapters {_TINY}"
-        except MisfitError as error:
-            # The caller changed foundations or architecture: then these adapters are not meant.
-            model, loaded, reason = build(False), "", f", because {error}"
-    whole = bool(loaded) and (exported or bool(cfg.state_dict))
-    if _has_fresh_head(model, cfg.num_classes if whole else None):
-        loaded += "; a head is fresh"
-    adapters = loaded or f"{_list_trained(model)} fresh{reason}"
-    if recorded:
-        update_model_args(model, **recorded)
-    encoder = _find_encoder(model)
-    config = encoder.config
-    # On the meta device, where segmentation_models.pytorch looks at channels, nothing will train.
-    real = not any(parameter.is_meta for parameter in encoder.parameters())
-    if real and not pretrained and config.weights == "random" and config.freeze_foundations:
-        _logger.warning(
-            "%s: foundations are random and frozen, so they never learn. Use pretrained=True, load "
-            "a whole state dict, or train them from scratch with freeze_foundations=False.",
-            variant,
-        )
-    if pretrained:
-        _logger.warning(
-            "%s: loaded foundations %s and %s; %s",
-            variant,
-            config.diffusion.source,
-            config.semantic.source,
-            adapters.removesuffix(".") + ".",
-        )
-    return model
 
 
 @register_model

@@ -20,7 +20,6 @@ from sketchfusion_plugins.images import open_image, to_tensor
 from sketchfusion_plugins.inference.answers import (
     Model,
     describe,
-    device_of,
     features_of,
     segment_picture,
     spread_over_ink,
@@ -31,6 +30,7 @@ from sketchfusion_plugins.tasks.query_segmentation import QuerySegmentation
 from sketchfusion_plugins.tasks.recognition import Recognition
 from sketchfusion_plugins.viz import pca_rgb
 from sketchfusion_plugins.viz.figures import PALETTE, VERMILION
+from sketchfusion_plugins.wrappers import device_of
 
 CLASSES = 5
 SIMILAR = 8

@@ -76,15 +76,41 @@ class QuerySegmentationHead(nn.Module):
         Raises:
             ValueError: Shapes do not fit, or ``ink`` is missing.
         """
-        check_maps(sketch, photo)
         if self.pooling == "ink" and ink is None:
             raise ValueError("pooling='ink' needs ink; ink_cells(sketch images, ...) makes it.")
-        descriptor = pool_sketch(sketch, ink if self.pooling == "ink" else None)
-        with torch.autocast(photo.device.type, enabled=False):
-            cells = F.normalize(at_least_float32(photo), dim=1)
-            cosine = torch.einsum("bc,bchw->bhw", descriptor, cells)
-            logits = self.log_scale.exp() * (cosine - self.threshold)
-            return _enlarge(logits, size, photo_stride)
+        kept = ink if self.pooling == "ink" else None
+        cosine = query_similarity(sketch, photo, size, kept, photo_stride)
+        return self.log_scale.exp() * (cosine - self.threshold)
+
+
+def query_similarity(
+    sketch: Tensor,
+    photo: Tensor,
+    size: tuple[int, int],
+    ink: Tensor | None = None,
+    photo_stride: Stride | None = None,
+) -> Tensor:
+    """Cosine similarity of a sketch's descriptor with every pixel of a photo.
+
+    Args:
+        sketch: Map of the sketches, ``[B, C, h, w]``.
+        photo: Map of the photos, ``[B, C, h2, w2]``.
+        size: Height and width of the photos.
+        ink: Cells of the sketches to average, see `pool_sketch`.
+        photo_stride: See `QuerySegmentationHead.forward`.
+
+    Returns:
+        ``[B, H, W]`` in -1..1, bilinear between the centres of cells, float32 at least.
+
+    Raises:
+        ValueError: Shapes do not fit.
+    """
+    check_maps(sketch, photo)
+    descriptor = pool_sketch(sketch, ink)
+    with torch.autocast(photo.device.type, enabled=False):
+        cells = F.normalize(at_least_float32(photo), dim=1)
+        cosine = torch.einsum("bc,bchw->bhw", descriptor, cells)
+        return _enlarge(cosine, size, photo_stride)
 
 
 def pool_sketch(features: Tensor, ink: Tensor | None = None) -> Tensor:
@@ -144,9 +170,9 @@ def ink_cells(
     return F.adaptive_max_pool2d(ink, cells)[:, 0] > 0
 
 
-def _enlarge(logits: Tensor, size: tuple[int, int], stride: Stride | None) -> Tensor:
-    covered = size if stride is None else _covered((logits.shape[1], logits.shape[2]), stride, size)
-    enlarged = F.interpolate(logits[:, None], covered, mode="bilinear", align_corners=False)
+def _enlarge(cosine: Tensor, size: tuple[int, int], stride: Stride | None) -> Tensor:
+    covered = size if stride is None else _covered((cosine.shape[1], cosine.shape[2]), stride, size)
+    enlarged = F.interpolate(cosine[:, None], covered, mode="bilinear", align_corners=False)
     return enlarged[:, 0, : size[0], : size[1]]
 
 
