@@ -36,6 +36,9 @@ def open_image(path: str | Path) -> Image.Image:
     """
     from PIL import Image, UnidentifiedImageError
 
+    # A pipe would be waited for.
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+        raise OSError(f"{path} is a pipe or a device, expected a file.")
     try:
         with Image.open(path, formats=FORMATS) as image:
             image.load()
@@ -241,6 +244,4 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
 
 def _can_look(values: Tensor) -> bool:
     """Whether values are there to be looked at."""
-    if torch.compiler.is_compiling() or values.is_meta:
-        return False
-    return not (values.is_cuda and torch.cuda.is_current_stream_capturing())
+    return not (torch.compiler.is_compiling() or values.is_meta)

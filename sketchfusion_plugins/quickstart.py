@@ -71,6 +71,10 @@ class QuickstartReport:
     total_parameters: int
 
 
+def _are_close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
 def run_quickstart(
     out: Path,
     *,
@@ -157,7 +161,10 @@ def run_quickstart(
     model.save_pretrained(out / "adapters")
     reloaded = build()
     reloaded.load_pretrained(out / "adapters")
-    if not torch.equal(predict(reloaded, test_images, batch_size), logits):
+    answers = predict(reloaded, test_images, batch_size)
+    # GPUs may choose other kernels for the second model.
+    alike = torch.equal if torch.device(device).type == "cpu" else _are_close
+    if not alike(answers, logits):
         raise RuntimeError(f"the model reloaded from {out / 'adapters'} answers differently.")
     draw_features(reloaded, test, test_images, out / "features.png")
 

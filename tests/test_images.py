@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,13 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     image.write_bytes(image.read_bytes()[:1000])
     with pytest.raises(OSError):
         open_image(image)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of Unix")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(OSError, match=r"pipe\.png is a pipe or a device, expected a file"):
+        open_image(tmp_path / "pipe.png")
 
 
 def test_tensor_values() -> None:

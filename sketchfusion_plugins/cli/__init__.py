@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,8 +36,9 @@ MMSEG = "MMSegmentation"
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an error, in one line on standard error; 2 wrong usage; "
-    "3 done, but files were skipped. Results go to standard output, as JSON with --json; "
-    "everything else goes to standard error, progress in terminals alone."
+    "3 done, but files were skipped (0 of processes that torchrun or accelerate launched). Results "
+    "go to standard output, as JSON with --json; everything else goes to standard error, progress "
+    "in terminals alone."
 )
 
 app = typer.Typer(
@@ -54,6 +56,9 @@ def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """SketchFusion: fused Stable Diffusion and CLIP features for free-hand sketches."""
+    if not sys.stderr.isatty():
+        # Read by Hugging Face's libraries when they are imported.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if version:
         from importlib.metadata import version as read_version
 

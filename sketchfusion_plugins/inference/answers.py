@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sketchfusion_plugins.features import Features, pixel_similarity
 from sketchfusion_plugins.heads.cells import sample_descriptors
@@ -24,6 +24,7 @@ from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.query_segmentation import QuerySegmentation
 from sketchfusion_plugins.tasks.recognition import Recognition
 from sketchfusion_plugins.tasks.retrieval import Retrieval
+from sketchfusion_plugins.wrappers import device_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -223,11 +224,15 @@ def segment_picture(
         bool ``[height, width]`` of the upright photo itself, on the CPU.
 
     Raises:
-        ValueError: A threshold where the model has learned one, or none where it has not.
+        ValueError: The sketch has no ink; a threshold where the model has learned one, or none
+            where it has not.
     """
     side = photo_size or size
     sketch, photo = flatten_image(sketch), flatten_image(photo)
     source, target = _square(model, sketch, size), _square(model, photo, side)
+    light = Placement(*sketch.size, size).crop(source[0].amin(0).cpu())
+    if not (light < _ink_limit(light)).any():
+        raise ValueError("the sketch has no ink: nothing in it is darker than paper.")
     placement = Placement(*photo.size, side)
     if isinstance(model, QuerySegmentation):
         if threshold is not None:
@@ -286,12 +291,6 @@ def _ink_limit(light: Tensor) -> float:
 def features_of(model: Model) -> Features:
     """A model's map, without its head."""
     return model.features if isinstance(model, Task) else model
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Device of a module's parameters; the CPU for one without."""
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _kind(model: Model) -> str:

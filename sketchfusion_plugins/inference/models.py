@@ -84,6 +84,12 @@ def open_model(
             raise ValueError(f"{name} computes in float32 alone, got dtype {dtype!r}.")
         model: Task | Features = _open_plain(name, weights)
     elif is_checkpoint(name):
+        if weights == "random":
+            warnings.warn(
+                f"{name} is a checkpoint, whose foundations are those that it was trained on: "
+                "random weights are for presets and timm's models. Name a preset for a control.",
+                stacklevel=2,
+            )
         model = _open_checkpoint(name, task, dtype)
     else:
         config = find_config(_split(name)[1]).replace(weights=weights)

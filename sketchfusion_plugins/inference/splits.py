@@ -67,8 +67,9 @@ def split_seed(models: Sequence[str], task: str, source: str, asked: int | None 
     if others:
         expected = ", ".join(f"{task} of {name}" for task, name in sorted(alike))
         raise ValueError(
-            f"trained on part of what {task} of {name} holds out: {', '.join(others)}. Expected "
-            f"models of {expected}, or of other data. Name such models, or train one anew.{hint}"
+            f"these models were trained on data that {task} of {name} keeps to judge on: "
+            f"{', '.join(others)}. Expected models of {expected}, or of other data. Name such "
+            f"models, or train one anew.{hint}"
         )
     if len({*seeds, asked} - {None}) > 1:
         known = ", ".join(f"{model} on that of seed {seed}" for seed, model in seeds.items())

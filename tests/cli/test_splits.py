@@ -89,7 +89,7 @@ def test_what_was_trained_on_under_another_protocol_is_refused(
     work = tmp_path / "work"
     for arguments in (("evaluate", *common), ("train", *common, "--work-dir", work)):
         message = run(*arguments, status=1).stderr
-        assert "trained on part of what retrieval of sketchy holds out" in message
+        assert "trained on data that retrieval of sketchy keeps to judge on" in message
         assert f"{tmp_path / 'adapters'} on retrieval of sketchy-25" in message
         assert len(message.splitlines()) == 1
     assert not work.exists()

@@ -18,7 +18,6 @@ from sketchfusion_plugins.images import to_tensor
 from sketchfusion_plugins.inference.answers import (
     describe,
     describe_files,
-    device_of,
     features_of,
     match_pictures,
     recognise_files,
@@ -29,6 +28,7 @@ from sketchfusion_plugins.inference.models import find_config, fresh_encoder
 from sketchfusion_plugins.inference.placement import Placement
 from sketchfusion_plugins.problems import Problems
 from sketchfusion_plugins.tasks.load import build_task
+from sketchfusion_plugins.wrappers import device_of
 
 STRIDE = 8
 
@@ -158,6 +158,12 @@ def test_segment_of_a_photo_that_is_no_square() -> None:
     # Cosine 1 on red, 1/2 on blue, 0 on padding: it changes between the centres of cells of 8 px.
     assert torch.equal(mask[4:44, :44], expected[4:44, :44])
     assert torch.equal(mask[:, 52:], expected[:, 52:])
+
+
+def test_segment_by_a_sketch_without_ink() -> None:
+    blank = Image.new("RGB", (40, 40), (255, 255, 255))
+    with pytest.raises(ValueError, match="the sketch has no ink"):
+        segment_picture(Colours(), blank, Image.new("RGB", (48, 48)), 96, threshold=0.5)
 
 
 def _sideways(image: Image.Image) -> Image.Image:

@@ -88,6 +88,8 @@ def test_checkpoints(saved: Path) -> None:
     assert isinstance(open_model(str(saved / "encoder"), "retrieval"), FusedFeatures)
     with pytest.raises(ValueError, match=r"trained for retrieval, expected .* recognition"):
         open_model(str(saved / "retrieval"), "recognition")
+    with pytest.warns(UserWarning, match=r"is a checkpoint, .* random weights are for presets"):
+        open_model(str(saved / "encoder"), weights="random")
 
 
 @pytest.mark.parametrize("name", ["nonsense", "clip:nonsense", "sketchfusion_tiny.sd21", ""])

@@ -88,8 +88,9 @@ def test_what_was_trained_on_is_not_judged(
     model = trained(source, 0, name)
     kind = asked.partition("@")[0]
     message = (
-        f"on part of what {task} of {asked} holds out: {model} on {name} of {source}. Expected "
-        f"models of .*{task} of {kind}.*, or of other data. Name such models, or train one anew. "
+        f"on data that {task} of {asked} keeps to judge on: {model} on {name} of {source}. "
+        f"Expected models of .*{task} of {kind}.*, or of other data. Name such models, or train "
+        f"one anew. "
         f"Other data in the layout of {kind} take a label: {kind}@LABEL:FOLDER"
     )
     for seed in (None, 0):
