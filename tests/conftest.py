@@ -300,6 +300,12 @@ def _write_pipeline(folder: Path, unet: Any, vae: Any) -> None:
     encoder.save_pretrained(folder / "text_encoder")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs, on which nothing is the same bit for bit, from all but the tests of ``-m gpu``."""
+    if not config.option.markexpr.startswith("gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def pipeline_folder(
     tmp_path_factory: pytest.TempPathFactory, make_unet: Any, make_vae: Any

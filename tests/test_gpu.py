@@ -21,7 +21,7 @@ def build(**changes: object) -> SketchFusionEncoder:
 def test_features_do_not_depend_on_the_device() -> None:
     image = torch.rand(2, 3, 96, 128) * 2 - 1
     # TF32, which convolutions have by default, rounds to ten bits.
-    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = build()(image)
         got = build().cuda()(image.cuda())
     torch.testing.assert_close(got.cpu(), expected, rtol=1e-3, atol=1e-3)
