@@ -21,6 +21,7 @@ from typing import Any
 from figures import RESAMPLES, Rows, Scores, Sheet, figures_sheet, ordering_sheet
 from judged_data import JudgedData
 from judged_model import JudgedModel
+from judged_sketches import SPG_DRAWINGS
 from measures import GROUPS, neighbours
 from rich.console import Console
 from table_rows import (
@@ -70,7 +71,12 @@ of the training run.
 
 def judged_on(data: JudgedData) -> dict[str, Any]:
     """What figures must have in common to stand in one table."""
-    return {"protocol": PROTOCOL, "limit": data.limit, "without": sorted(data.without)}
+    return {
+        "protocol": PROTOCOL,
+        "limit": data.limit,
+        "without": sorted(data.without),
+        "spg_drawings": data.spg_drawings,
+    }
 
 
 def measure(
@@ -119,6 +125,8 @@ def read_record(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {"about": None, "groups": {}}
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    # Not in records of before there was a choice.
+    record["about"].setdefault("spg_drawings", SPG_DRAWINGS)
     return record
 
 
@@ -185,6 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--columns", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     parser.add_argument("--limit", type=int, help="few items, for a trial")
     parser.add_argument("--without", type=Path, help="JSON file of concepts not to judge on")
+    parser.add_argument(
+        "--spg-drawings", type=int, default=SPG_DRAWINGS, help="of every class, to fit SPG's probes"
+    )
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     out: Path = options.out
@@ -192,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(soft_wrap=True)
     folders = (options.work, options.quickdraw, options.spg, out / "packages")
     without = json.loads(options.without.read_text())["hexcodes"] if options.without else ()
-    data = JudgedData(*folders, options.limit, without)
+    data = JudgedData(*folders, options.limit, without, options.spg_drawings)
     steps = steps_of(options.rows, options.seeds, out, data)
     require_as_many_steps(steps)
     for name in (name for name, count in steps.items() if count is None):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from data import Pictures, load_pictures
-from judged_sketches import Labelled, PartDrawings, load_part_drawings, load_sketches
+from judged_sketches import SPG_DRAWINGS, Labelled, PartDrawings, load_part_drawings, load_sketches
 from numpy.typing import NDArray
 from scenes import drawings_by, pictures_by
 from sources import SIZE, fetch, words
@@ -84,6 +84,7 @@ class JudgedData:
         packages: Folder that Fluent's 3D pictures are fetched to.
         limit: Rough number of concepts, classes and drawings, for a trial; None for all.
         without: Hexcodes of held-out concepts that are not judged.
+        spg_drawings: Drawings of every class that SPG's probes are fitted on.
     """
 
     def __init__(
@@ -94,9 +95,11 @@ class JudgedData:
         packages: Path,
         limit: int | None = None,
         without: Collection[str] = (),
+        spg_drawings: int = SPG_DRAWINGS,
     ) -> None:
         self.work, self.quickdraw_folder, self.spg_folder = work, quickdraw, spg
         self.packages, self.limit, self.without = packages, limit, frozenset(without)
+        self.spg_drawings = spg_drawings
 
     @cached_property
     def drawings(self) -> tuple[Drawings, Drawings]:
@@ -164,7 +167,7 @@ class JudgedData:
     @cached_property
     def part_drawings(self) -> tuple[PartDrawings, PartDrawings]:
         """SPG: drawings of the train part to fit on, and the valid part."""
-        return load_part_drawings(self.spg_folder, self.limit)
+        return load_part_drawings(self.spg_folder, self.limit, self.spg_drawings)
 
     @cached_property
     def correspondence(self) -> OpenMojiCorrespondence:

@@ -63,12 +63,15 @@ def load_sketches(folder: Path, limit: int | None = None) -> tuple[Labelled, Lab
     )
 
 
-def load_part_drawings(folder: Path, limit: int | None = None) -> tuple[PartDrawings, PartDrawings]:
+def load_part_drawings(
+    folder: Path, limit: int | None = None, fitted: int = SPG_DRAWINGS
+) -> tuple[PartDrawings, PartDrawings]:
     """SPG: some drawings of the train part to fit on, and the valid part.
 
     Args:
         folder: See `sketchfusion_plugins.data.spg`.
         limit: For a trial: two drawings of every class; None for all.
+        fitted: Drawings of every class to fit on.
     """
     classes, drawings = load_spg(folder)
     members: dict[tuple[str, str], list[Drawing]] = defaultdict(list)
@@ -81,7 +84,7 @@ def load_part_drawings(folder: Path, limit: int | None = None) -> tuple[PartDraw
 
     if limit is not None:
         return side("train", 2), side("val", 2)
-    return side("train", SPG_DRAWINGS), side("val", None)
+    return side("train", fitted), side("val", None)
 
 
 def last_of_each(labels: Tensor) -> Tensor:
