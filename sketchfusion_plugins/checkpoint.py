@@ -293,7 +293,9 @@ def _check_foundations(
     elif config.weights == saved.weights == "random":
         advice = f"Random ones come from random_seed: expected {saved.random_seed}."
     elif saved.semantic == config.semantic and here == {key: expected.get(key) for key in here}:
-        advice = "What these names stand for may have changed since: give an earlier revision."
+        advice = (
+            "What these names stand for may have changed since: give an earlier revision or copy."
+        )
     raise MisfitError(
         f"{path} was trained on other foundations than this model has. Expected "
         f"{show_foundations(expected)}. Got {show_foundations({**here, 'fingerprint': found})}. "

@@ -36,9 +36,9 @@ MMSEG = "MMSegmentation"
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an error, in one line on standard error; 2 wrong usage; "
-    "3 done, but files were skipped (0 of processes that torchrun or accelerate launched). Results "
-    "go to standard output, as JSON with --json; everything else goes to standard error, progress "
-    "in terminals alone."
+    "3 done, but files were skipped (0 where RANK is set, as torchrun does). Results go to "
+    "standard output, as JSON with --json; everything else goes to standard error, progress in "
+    "terminals alone."
 )
 
 app = typer.Typer(
