@@ -15,7 +15,8 @@ from rich.console import Console
 from sketchfusion_plugins.data.sources import load_task_data
 from sketchfusion_plugins.evaluation.ladder import baseline_identities, baselines, evaluate
 from sketchfusion_plugins.inference.identity import identity_of
-from sketchfusion_plugins.mm.train_task import build_encoder, read_config, train_task
+from sketchfusion_plugins.mm.task_config import build_encoder, read_task_config
+from sketchfusion_plugins.mm.train_task import train_task
 from sketchfusion_plugins.tasks.load import load_task
 
 TASKS = ("recognition", "retrieval", "query_segmentation", "correspondence")
@@ -42,7 +43,7 @@ def main() -> None:
             "encoder.changes.weights": arguments.weights,
             "data.limit": arguments.limit,
         }
-        config = read_config(name, options)
+        config = read_task_config(name, options)
         data = load_task_data(name, **config.data)
         # After the last checkpoint heads are fitted, and adapters are written once more.
         chosen = (arguments.iterations, arguments.seed, arguments.weights, arguments.limit)

@@ -8,7 +8,8 @@ import argparse
 import torch
 
 from sketchfusion_plugins.data.sources import load_task_data
-from sketchfusion_plugins.mm.train_task import read_config, train_task
+from sketchfusion_plugins.mm.task_config import read_task_config
+from sketchfusion_plugins.mm.train_task import train_task
 
 
 def main() -> None:
@@ -18,7 +19,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     options = {"work_dir": str(arguments.out), "train_cfg.max_iters": arguments.iterations}
-    config = read_config("recognition", options)
+    config = read_task_config("recognition", options)
     data = load_task_data("recognition", "openmoji", limit=400)
     task, row = train_task(config, data)
     task.eval().cpu()  # where the data are

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sketchfusion_plugins.data.sources import load_task_data
-from sketchfusion_plugins.mm.train_task import read_config, train_task
+from sketchfusion_plugins.mm.task_config import read_task_config
+from sketchfusion_plugins.mm.train_task import train_task
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     options = {"work_dir": str(arguments.out), "train_cfg.max_iters": arguments.iterations}
-    config = read_config("query_segmentation", options)
+    config = read_task_config("query_segmentation", options)
     data = load_task_data("query_segmentation", "openmoji", limit=400)
     task, row = train_task(config, data)
     task.eval().cpu()  # where the data are

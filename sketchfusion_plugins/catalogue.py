@@ -33,7 +33,7 @@ LICENCES = {
 
 
 @dataclass(frozen=True)
-class Weights:
+class PartWeights:
     """Weights of one part of a model.
 
     Attributes:
@@ -71,7 +71,7 @@ class CatalogueEntry:
     parameters: int
     trained: int
 
-    def weights(self, cache: Path | None = None) -> tuple[Weights, ...]:
+    def weights(self, cache: Path | None = None) -> tuple[PartWeights, ...]:
         """Weights of all parts, looked for in the package and in Hugging Face's cache.
 
         Args:
@@ -129,14 +129,14 @@ def hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _look(part: str, source: str, wanted: tuple[str, ...], cache: Path | None) -> Weights:
+def _look(part: str, source: str, wanted: tuple[str, ...], cache: Path | None) -> PartWeights:
     """Where a source's weights are; ``wanted`` are files of a repository, weights last."""
     licence = LICENCES[source]
     bundled = BUNDLED_WEIGHTS.get(source)
     if bundled is not None:
         # An installation that was cut short lacks them; nothing can be downloaded in their place.
         there = any(bundled.rglob("*.safetensors"))
-        return Weights(
+        return PartWeights(
             part, source, licence, "bundled" if there else "missing", bundled if there else None
         )
     snapshots = cached_snapshots(source, cache)
@@ -145,9 +145,9 @@ def _look(part: str, source: str, wanted: tuple[str, ...], cache: Path | None) -
         # A link whose download was broken off points to nothing.
         lost = [name for name in wanted if not os.access(main / name, os.R_OK)]
         if not lost:
-            return Weights(part, source, licence, "cached", main)
+            return PartWeights(part, source, licence, "cached", main)
         if part == "semantic" and lost == [wanted[-1]]:
             for converted in snapshots.values():
                 if os.access(converted / lost[0], os.R_OK):
-                    return Weights(part, source, licence, "cached", converted)
-    return Weights(part, source, licence, "missing")
+                    return PartWeights(part, source, licence, "cached", converted)
+    return PartWeights(part, source, licence, "missing")

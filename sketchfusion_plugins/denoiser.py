@@ -205,7 +205,9 @@ class Denoiser(nn.Module):
 
     def _embed_timestep(self, sample: Tensor) -> Tensor:
         unet = self.unet
-        embedding = unet.time_embedding(unet.get_time_embed(sample, self.timestep))
+        # Filled in place: of a number diffusers makes a copy that waits for all a GPU has begun.
+        timestep = torch.full((1,), self.timestep, dtype=torch.float32, device=sample.device)
+        embedding = unet.time_embedding(unet.get_time_embed(sample, timestep))
         if unet.config["addition_embed_type"] == "text_time":
             # SDXL's pipeline zeroes the pooled embedding of an empty prompt, as it does the tokens.
             pooled_width = (
@@ -214,11 +216,10 @@ class Denoiser(nn.Module):
             )
             height, width = (side * self.latent_stride for side in sample.shape[-2:])
             batch = sample.shape[0]
+            sizes = (height, width, 0, 0, height, width)
             conditions = {
                 "text_embeds": sample.new_zeros(batch, pooled_width),
-                "time_ids": torch.tensor(
-                    [[height, width, 0, 0, height, width]], device=sample.device
-                ).expand(batch, -1),
+                "time_ids": torch.cat([timestep.new_full((batch, 1), side) for side in sizes], 1),
             }
             embedding = embedding + unet.get_aug_embed(embedding, None, conditions)
         if unet.time_embed_act is not None:

@@ -53,7 +53,7 @@ def config_path(name: str) -> Path:
     return configs[name]
 
 
-def find_config(name: str) -> Path:
+def config_file(name: str) -> Path:
     """File of a config by its name, or by its path, which ends as mmengine's configs do.
 
     Raises:
@@ -92,7 +92,7 @@ def run_tool(tool: Tool, name: str, arguments: Sequence[str]) -> int:
         ModuleNotFoundError: mmseg is not installed, or without its scripts.
         ValueError: Unknown config name, or ``--launcher pytorch`` outside torchrun.
     """
-    config = find_config(name)
+    config = config_file(name)
     spec = find_spec("mmseg")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"mm-{tool} needs mmsegmentation: {INSTALL}")

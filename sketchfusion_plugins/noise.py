@@ -32,7 +32,8 @@ SCHEDULE_KEYS = (
 )
 def _seeded_noise(like: Tensor, draws: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return _draw(draws, like, generator).to(like.device)
+    # CUDA takes its own copy of the draw before it returns, and need not wait for what has begun.
+    return _draw(draws, like, generator).to(like.device, non_blocking=like.is_cuda)
 
 
 @_seeded_noise.register_fake

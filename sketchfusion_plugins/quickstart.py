@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sketchfusion_plugins.config import Weights
 from sketchfusion_plugins.metrics.intervals import wilson
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def run_quickstart(
     out: Path,
     *,
     model_name: str = "sketchfusion_tiny",
-    weights: Literal["pretrained", "random"] = "pretrained",
+    weights: Weights = "pretrained",
     epochs: int = 6,
     batch_size: int = 32,
     learning_rate: float = 4e-3,

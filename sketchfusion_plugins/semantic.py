@@ -144,6 +144,13 @@ def resize_for_tokens(image: Tensor, branch: SemanticBranch, shrink: bool = True
     pixels = image.float()
     if size != (height, width):
         pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
-    mean = torch.tensor(branch.mean, device=image.device).view(1, 3, 1, 1)
-    std = torch.tensor(branch.std, device=image.device).view(1, 3, 1, 1)
+    mean, std = (_per_channel(values, pixels) for values in (branch.mean, branch.std))
     return (pixels * 0.5 + 0.5 - mean) / std
+
+
+def _per_channel(values: Sequence[float], pixels: Tensor) -> Tensor:
+    """Values ``[1, C, 1, 1]`` beside pixels.
+
+    Filled in place: a copy would wait for all that a GPU has begun.
+    """
+    return torch.cat([pixels.new_full((1, 1, 1, 1), value) for value in values], dim=1)

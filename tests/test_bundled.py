@@ -459,8 +459,7 @@ def test_configs_stand_on_the_packaged_foundations(encoder: SketchFusionEncoder)
     from mmengine.config import Config
 
     from sketchfusion_plugins.mm.backbone import SketchFusion
-    from sketchfusion_plugins.mm.train_task import build_encoder
-    from sketchfusion_plugins.mm.train_task import read_config as read_task_config
+    from sketchfusion_plugins.mm.task_config import build_encoder, read_task_config
 
     expected = fingerprint(encoder)
     task = read_task_config("retrieval")

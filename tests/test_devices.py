@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sketchfusion_plugins import SketchFusionEncoder, preset
 from sketchfusion_plugins.features import (
@@ -67,6 +68,38 @@ def _images(*shape: int) -> Tensor:
 def test_a_mixture_is_noticed(gpu: FakeTensorMode) -> None:
     with gpu, pytest.raises(RuntimeError, match="same device"):
         _images(3) + torch.empty(3)
+
+
+class Copies(TorchDispatchMode):
+    """Counts copies from the CPU, which wait for all that a GPU has begun."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.device.type == "cuda":
+            given = [value for value in args if isinstance(value, Tensor)]
+            self.count += any(value.device.type == "cpu" for value in given)
+        return result
+
+
+def test_copies_are_counted(gpu: FakeTensorMode) -> None:
+    with gpu, Copies() as copies:
+        _images(3) + torch.tensor([1.0, 2.0, 3.0], device="cuda")
+        torch.empty(3).cuda()
+    assert copies.count == 2
+
+
+def test_encoder_copies_nothing_from_the_cpu(
+    encoder: SketchFusionEncoder, gpu: FakeTensorMode
+) -> None:
+    """But the noise, whose operator does so without waiting, and is not looked into here."""
+    moved = on_gpu(encoder, gpu)
+    with gpu, Copies() as copies:
+        moved(_images(2, 3, 128, 128))
+    assert copies.count == 0
 
 
 @pytest.mark.parametrize("changes", [{}, OFFICIAL], ids=["default", "official"])

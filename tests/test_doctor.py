@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from sketchfusion_plugins.doctor import machine
-from sketchfusion_plugins.doctor.findings import Finding, Report
+from sketchfusion_plugins.doctor.findings import Examination, Finding
 from sketchfusion_plugins.doctor.packages import OWN, UNLOCKS, Installed, examine_packages
 from sketchfusion_plugins.hub import BUNDLED_WEIGHTS
 
@@ -360,6 +360,6 @@ def test_findings_are_checked_and_become_json() -> None:
     with pytest.raises(ValueError, match="'bad'"):
         Finding("packages", "a", "bad", "")  # type: ignore[arg-type]
     fine = Finding("packages", "a", "ok", "1")
-    report = Report((fine, Finding("extras", "b", "broken", "2", "mend")))
-    assert not report.healthy and Report((fine,)).healthy
+    report = Examination((fine, Finding("extras", "b", "broken", "2", "mend")))
+    assert not report.healthy and Examination((fine,)).healthy
     assert json.loads(json.dumps(report.as_json()))["findings"][1]["advice"] == "mend"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sketchfusion_plugins.cli.completion import complete_model
+from sketchfusion_plugins.config import Weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 PARTIAL = 3
 
-Weights = Literal["pretrained", "random"]
 Precision = Literal["float32", "bfloat16"]
 
 _HOW = "How it runs"

@@ -11,7 +11,7 @@ import typer
 from sketchfusion_plugins.cli.common import JsonOption, errors_in_one_line, working
 
 if TYPE_CHECKING:
-    from sketchfusion_plugins.doctor import Report
+    from sketchfusion_plugins.doctor import Examination
 
 # Words beside colours: not everybody sees them, and files have none.
 _STYLES = {"ok": "green", "note": "dim", "warning": "yellow", "broken": "bold red"}
@@ -60,7 +60,7 @@ def models(as_json: JsonOption = False) -> None:
     _print_models(rows)
 
 
-def _print_findings(report: Report) -> None:
+def _print_findings(report: Examination) -> None:
     from rich.console import Console
     from rich.text import Text
 

@@ -94,7 +94,7 @@ def mm_export(
 
     # mmengine prints what it loads.
     with errors_in_one_line(), working("merging"), redirect_stdout(sys.stderr):
-        config = mmseg_scripts.find_config(name)
+        config = mmseg_scripts.config_file(name)
         from sketchfusion_plugins.mm.export import export_merged
 
         paths = export_merged(config, checkpoint, out)

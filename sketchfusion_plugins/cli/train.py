@@ -15,10 +15,10 @@ from sketchfusion_plugins.cli.common import (
     CacheLimitOption,
     JsonOption,
     SplitSeedOption,
-    Weights,
     errors_in_one_line,
 )
 from sketchfusion_plugins.cli.completion import complete_task, complete_trainable
+from sketchfusion_plugins.config import Weights
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -130,9 +130,10 @@ def train(
     with errors_in_one_line(), redirect_stdout(sys.stderr):
         from sketchfusion_plugins.cache.store import GIBIBYTE
         from sketchfusion_plugins.mm.settings import merge_settings
-        from sketchfusion_plugins.mm.train_task import read_config, train_task
+        from sketchfusion_plugins.mm.task_config import read_task_config
+        from sketchfusion_plugins.mm.train_task import train_task
 
-        config = read_config(task)
+        config = read_task_config(task)
         if model is not None:
             size = _choose_model(config, model, weights, size)
         elif weights is not None:

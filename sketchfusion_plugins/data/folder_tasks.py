@@ -26,8 +26,8 @@ from sketchfusion_plugins.data.pictures import (
 from sketchfusion_plugins.data.psc6k import (
     CorrespondenceDataset,
     KeyPointPair,
+    Part,
     Protocol,
-    Split,
     load_psc6k,
 )
 from sketchfusion_plugins.data.quickdraw import QuickDraw
@@ -252,7 +252,7 @@ def psc6k(protocol: Protocol, source: str, size: int, seed: int, limit: int | No
     found = [folder / name for name in names if (folder / name).is_file()]
     annotations = found[0] if found else folder / names[0]
 
-    def pairs(split: Split) -> CorrespondenceDataset:
+    def pairs(split: Part) -> CorrespondenceDataset:
         kept = _first(load_psc6k(annotations, protocol, split), limit)
         return CorrespondenceDataset(kept, folder, size)
 

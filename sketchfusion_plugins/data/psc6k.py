@@ -29,7 +29,7 @@ from sketchfusion_plugins.data.tables import readable_table
 from sketchfusion_plugins.images import open_image, to_tensor
 
 Protocol = Literal["pscnet", "sketchfusion"]
-Split = Literal["train", "test"]
+Part = Literal["train", "test"]
 
 URL = "https://photo-sketch-correspondence-6k.s3.amazonaws.com/PSC6K.zip"
 HOW_TO_GET = (
@@ -145,7 +145,7 @@ class CorrespondenceDataset(Dataset[dict[str, Any]]):
 
 
 def load_psc6k(
-    annotations: str | Path, protocol: Protocol = "pscnet", split: Split = "test"
+    annotations: str | Path, protocol: Protocol = "pscnet", split: Part = "test"
 ) -> list[KeyPointPair]:
     """Read the annotated pairs of a split.
 
@@ -169,7 +169,7 @@ def load_psc6k(
     """
     for name, value, valid in (
         ("protocol", protocol, get_args(Protocol)),
-        ("split", split, get_args(Split)),
+        ("split", split, get_args(Part)),
     ):
         if value not in valid:
             raise ValueError(f"unknown {name} {value!r}, valid: {', '.join(valid)}.")

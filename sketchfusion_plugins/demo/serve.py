@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sketchfusion_plugins.config import Weights
 from sketchfusion_plugins.demo.answers import Demonstration
 from sketchfusion_plugins.demo.gallery import openmoji_gallery, own_gallery
 from sketchfusion_plugins.demo.guards import LARGEST_UPLOAD, GuardedRequests, known_names
@@ -22,7 +23,6 @@ from sketchfusion_plugins.demo.legend import Legend
 from sketchfusion_plugins.inference.gallery import GalleryModel
 from sketchfusion_plugins.inference.identity import identify
 from sketchfusion_plugins.inference.models import (
-    Weights,
     default_size,
     find_config,
     open_model,

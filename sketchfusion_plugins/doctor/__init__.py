@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sketchfusion_plugins.doctor.findings import Finding, Report
+from sketchfusion_plugins.doctor.findings import Examination, Finding
 from sketchfusion_plugins.doctor.machine import (
     examine_folders,
     examine_python,
@@ -17,16 +17,16 @@ from sketchfusion_plugins.doctor.machine import (
 )
 from sketchfusion_plugins.doctor.packages import Installed, examine_packages
 
-__all__ = ["Finding", "Report", "examine"]
+__all__ = ["Examination", "Finding", "examine"]
 
 
-def examine(path: Sequence[str] | None = None) -> Report:
+def examine(path: Sequence[str] | None = None) -> Examination:
     """Examine this installation.
 
     Args:
         path: Folders with packages' metadata; None for those that Python imports from.
     """
-    return Report(
+    return Examination(
         (
             examine_python(),
             *examine_packages(Installed(path)),

@@ -37,7 +37,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Report:
+class Examination:
     """All findings of an examination, in order.
 
     Attributes:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from sketchfusion_plugins.catalogue import CATALOGUE, Weights, hub_cache
+from sketchfusion_plugins.catalogue import CATALOGUE, PartWeights, hub_cache
 from sketchfusion_plugins.doctor.findings import Finding, State
 from sketchfusion_plugins.files import cache_folder
 
@@ -74,7 +74,7 @@ def examine_weights() -> Iterator[Finding]:
         advice = "pip install --force-reinstall huggingface-hub"
         yield Finding("weights", "Hugging Face's cache", "broken", str(error), advice)
         cache = Path(os.devnull)
-    found: dict[str, Weights] = {}
+    found: dict[str, PartWeights] = {}
     users: dict[str, list[str]] = {}
     for entry in CATALOGUE:
         for weights in entry.weights(cache):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sketchfusion_plugins.config import Weights
 from sketchfusion_plugins.foundation_settings import are_alike
 from sketchfusion_plugins.index import Hit, IndexWriter, SketchIndex
 from sketchfusion_plugins.index.manifest import POINTER, Kind, Manifest
@@ -20,7 +21,7 @@ from sketchfusion_plugins.inference.descriptor_tags import (
     model_fingerprint,
     model_settings,
 )
-from sketchfusion_plugins.inference.models import Weights, is_checkpoint, open_model
+from sketchfusion_plugins.inference.models import is_checkpoint, open_model
 from sketchfusion_plugins.inference.sharding import Ranks, describe_together, forget_parts
 from sketchfusion_plugins.problems import Problems
 

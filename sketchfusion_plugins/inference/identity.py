@@ -6,7 +6,8 @@ import hashlib
 from typing import Any
 
 from sketchfusion_plugins.adapter_file import locate
-from sketchfusion_plugins.inference.models import PLAIN, Weights, config_of, is_checkpoint
+from sketchfusion_plugins.config import Weights
+from sketchfusion_plugins.inference.models import PLAIN, config_of, is_checkpoint
 
 
 def identify(name: str, weights: Weights = "pretrained") -> str:

@@ -16,12 +16,12 @@ import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from sketchfusion_plugins.adapter_file import BUNDLED, read_config, read_image_size, read_task
-from sketchfusion_plugins.config import EncoderConfig
+from sketchfusion_plugins.config import EncoderConfig, Weights
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.features import (
     ClipFeatures,
@@ -37,8 +37,6 @@ from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, cached_snapshots
 from sketchfusion_plugins.presets import PRESETS
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import load_task
-
-Weights = Literal["pretrained", "random"]
 
 PARTS: dict[str, Callable[[SketchFusionEncoder], Features]] = {
     "clip": ClipFeatures,

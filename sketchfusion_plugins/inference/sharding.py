@@ -37,7 +37,7 @@ LONGEST_WAIT = timedelta(days=30)
 
 
 @dataclass(frozen=True)
-class Report:
+class ProcessReport:
     """What a process has done.
 
     Attributes:
@@ -101,7 +101,7 @@ class Ranks:
         if self.world_size > 1:
             torch.distributed.barrier()
 
-    def gather(self, report: Report) -> list[Report]:
+    def gather(self, report: ProcessReport) -> list[ProcessReport]:
         """Everybody's report, by rank, when every process has come this far.
 
         Raises:
@@ -188,7 +188,7 @@ def describe_together(
             writer.add(readable, descriptors)
             rows += len(readable)
     skipped = tuple(problems.found[skipped_before:])
-    reports = ranks.gather(Report(part.name, rows, skipped))
+    reports = ranks.gather(ProcessReport(part.name, rows, skipped))
     del problems.found[skipped_before:]
     if ranks.is_first:
         problems.found += chain.from_iterable(report.skipped for report in reports)
@@ -218,7 +218,7 @@ def _parts(result: Path) -> list[Path]:
 
 
 def _collect(
-    result: Path, reports: Sequence[Report], paths: Sequence[Path], batch_size: int
+    result: Path, reports: Sequence[ProcessReport], paths: Sequence[Path], batch_size: int
 ) -> Iterator[tuple[list[Path], Tensor]]:
     """Descriptors of the parts in the order of ``paths``."""
     places: dict[str, tuple[int, int]] = {}
@@ -249,7 +249,7 @@ def _collect(
 
 
 def _check_complete(
-    result: Path, reports: Sequence[Report], rows: Mapping[str, int], absent: int
+    result: Path, reports: Sequence[ProcessReport], rows: Mapping[str, int], absent: int
 ) -> None:
     """Refuse to take parts for all there is when machines keep theirs in folders of their own."""
     lacking = [report for report in reports if rows.get(report.part, 0) < report.rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,15 +18,10 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Subset
 
 from sketchfusion_plugins.adapter_file import Split
-from sketchfusion_plugins.adapter_file import read_config as read_encoder_config
-from sketchfusion_plugins.cache import FeatureStore, use_cache
-from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.data.sources import load_task_data, source_name
 from sketchfusion_plugins.data.task_data import Samples, TaskData
-from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.evaluation.judge import Judge
 from sketchfusion_plugins.evaluation.report import Row
-from sketchfusion_plugins.inference.models import find_config
 from sketchfusion_plugins.inference.sharding import LONGEST_WAIT
 from sketchfusion_plugins.inference.splits import split_seed, trained_on
 from sketchfusion_plugins.mm.resuming import (
@@ -37,83 +32,10 @@ from sketchfusion_plugins.mm.resuming import (
     refuse_other_data,
 )
 from sketchfusion_plugins.mm.seeding import NumberedSampler, SeededDraws, SeedIterationHook
+from sketchfusion_plugins.mm.task_config import build_encoder, encoder_config
 from sketchfusion_plugins.mm.tasks import TaskModel, first_alone, trained_task
 from sketchfusion_plugins.tasks.base import Task
 from sketchfusion_plugins.tasks.load import TASKS, build_task
-
-FOLDER = Path(__file__).parents[1] / "task_configs"
-
-
-def list_configs() -> dict[str, Path]:
-    """Task configs by name."""
-    return {path.stem: path for path in sorted(FOLDER.glob("[!_]*.py"))}
-
-
-def read_config(name: str, options: Mapping[str, Any] | None = None) -> Config:
-    """Read a task config.
-
-    Args:
-        name: Name of one of ours, or path of a ``.py`` file.
-        options: What to change, by dotted keys such as ``"train_cfg.max_iters"``.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: Unknown name, or the file is no task's config.
-    """
-    configs = list_configs()
-    if not name.endswith(".py") and name not in configs:
-        raise ValueError(f"no task config {name!r}; choose one of {', '.join(configs)}.")
-    config = Config.fromfile(name if name.endswith(".py") else configs[name])
-    missing = [part for part in ("task", "encoder", "data") if part not in config]
-    if missing:
-        raise ValueError(
-            f"{name} has no {', '.join(missing)}, so it configures none of the four tasks. Configs "
-            "of MMSegmentation train by: sketchfusion mm-train"
-        )
-    if options:
-        config.merge_from_dict(dict(options))
-    return config
-
-
-def encoder_config(config: Mapping[str, Any]) -> EncoderConfig:
-    """Configuration of the encoder that a config's ``encoder`` describes, see `build_encoder`.
-
-    Raises:
-        OSError: Adapters cannot be found.
-        ValueError: Unknown variant or field, or a value that it cannot have.
-    """
-    if config.get("adapters"):
-        begun = read_encoder_config(config["adapters"])
-    else:
-        begun = find_config(config["variant"])
-    return begun.replace(**dict(config.get("changes") or {}))
-
-
-def build_encoder(config: Mapping[str, Any]) -> SketchFusionEncoder:
-    """The encoder that a config's ``encoder`` describes.
-
-    Args:
-        config: ``variant``, a timm name or preset, with ``changes`` to its fields; or ``adapters``,
-            a checkpoint to start from; ``with_cp`` recomputes activations to save memory; ``cache``
-            has the ``folder`` and, by choice, the ``limit`` of a `FeatureStore` and what to
-            ``keep``, see `sketchfusion_plugins.cache.use_cache`.
-
-    Raises:
-        OSError: Foundations or adapters cannot be found.
-        ValueError: Unknown variant or field.
-    """
-    if config.get("adapters"):
-        changes = dict(config.get("changes") or {})
-        encoder = SketchFusionEncoder.from_pretrained(config["adapters"], **changes)
-    else:
-        encoder = SketchFusionEncoder(encoder_config(config))
-    if config.get("with_cp"):
-        encoder.set_grad_checkpointing()
-    cache = dict(config.get("cache") or {})
-    if cache:
-        keep = cache.pop("keep", "foundations")
-        use_cache(encoder, FeatureStore(**cache), keep)
-    return encoder
 
 
 def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]:
@@ -123,10 +45,10 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
     with nccl, on CPUs with gloo.
 
     Args:
-        config: See `read_config`; ``work_dir`` must be set. Without ``data.seed`` the split is that
-            of the adapters to start from; without ``train_cfg.val_interval`` the end alone is
-            judged. With ``overwrite`` the first iteration deletes the checkpoints of an earlier run
-            in ``work_dir``, unless it is resumed.
+        config: See `task_config.read_task_config`; ``work_dir`` must be set. Without ``data.seed``
+            the split is that of the adapters to start from; without ``train_cfg.val_interval`` the
+            end alone is judged. With ``overwrite`` the first iteration deletes the checkpoints of
+            an earlier run in ``work_dir``, unless it is resumed.
         data: Data instead of those that the config names. Settings of the task that the config
             leaves out follow from the data: recognition's classes, what retrieval compares by.
 
@@ -146,72 +68,19 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
         config.data.seed = split_seed(begun, config.task.name, config.data.source, asked)
     start, resume = find_start(config)
     wrapper = _join_processes(config)
-    seed = config.randomness.seed
     if data is None:
         data = load_task_data(config.task.name, **config.data)
     config[FOUND] = describe_data(data)
     if resume and start and Path(start).is_file():
         refuse_other_data(config, Path(start))
     samples = _training_part(data, config)
-    # Adapters and heads are drawn while the task is built, before the runner sets its seed.
-    torch.manual_seed(seed)
-    settings = {**_settings_of(data), **(config.task.get("settings") or {})}
-    task = build_task(config.task.name, build_encoder(config.encoder), **settings)
-    if not any(parameter.requires_grad for parameter in task.parameters()):
-        raise ValueError(
-            f"nothing of {task.name} would train: it has no head, and injection and aggregation "
-            "are frozen. Keep 'foundations' in the cache, not 'results'."
-        )
-    task.image_size = data.size
-    task.split = _split_of(data, config)
-    # Data parallelism begins with the first process' weights in all of them.
-    part, size = data.fit, config.judge.batch_size
+    task = _build_task(data, config)
+    part = data.fit
     if start is None and part is not None:
+        # Data parallelism begins with the first process' weights in all of them.
         task.to(get_device())
-        first_alone(lambda: task.fit_head(_fitted_part(part, task, size)))
-
-    def finish(trained: Task) -> None:
-        # Of a larger part, gradient has seen more than a closed form would.
-        if part is not None and (
-            trained.part_suffices or len(part) <= trained.most_fitted  # type: ignore[arg-type]
-        ):
-            trained.fit_head(_fitted_part(part, trained, size))
-
-    hooks: list[Hook] = [SeedIterationHook(seed)]
-    chosen = list(config.get("custom_hooks") or [])
-    # A list is replaced as a whole, by --set too; what was trained is always kept.
-    if not any("SaveAdaptersHook" in str(hook) for hook in chosen):
-        chosen.append({"type": "SaveAdaptersHook"})
-    if config.get("overwrite") and not resume:
-        hooks.append(ReplaceRunHook())
-    runner = Runner(
-        model=TaskModel(task),
-        work_dir=config.work_dir,
-        train_dataloader=_batches(samples, seed, **config.train_dataloader),
-        # Judging can take longer than training; mmengine's own interval is 1,000 iterations.
-        train_cfg={"val_interval": config.train_cfg.max_iters, **config.train_cfg},
-        val_dataloader=DataLoader(data.test),
-        val_cfg={"type": "TaskEvaluationLoop", "finish": finish},
-        val_evaluator=Judge(data, get_device(), **config.judge),
-        optim_wrapper=config.optim_wrapper,
-        param_scheduler=[
-            {"end": config.train_cfg.max_iters, **scheduler} for scheduler in config.param_scheduler
-        ],
-        default_hooks=config.default_hooks,
-        custom_hooks=[*hooks, *chosen],
-        load_from=start,
-        resume=resume,
-        launcher=config.get("launcher", "none"),
-        env_cfg=config.env_cfg,
-        log_processor=config.log_processor,
-        log_level=config.log_level,
-        visualizer=config.get("visualizer"),
-        default_scope="mmengine",
-        randomness=config.randomness,
-        # Runners of one name share their logger, and the name is else the second of the start.
-        experiment_name=f"{config.task.name}_{uuid4().hex[:8]}",
-        cfg=Config({**config.to_dict(), **wrapper}),
-    )
+        first_alone(lambda: task.fit_head(_fitted_batches(part, task, config)))
+    runner = _build_runner(config, task, data, samples, start, resume, wrapper)
     runner.train()
     # Training ends with an evaluation, unless all of it was done before.
     row = runner.val_loop.row or runner.val_loop.conclude()
@@ -264,13 +133,90 @@ def _training_part(data: TaskData, config: Config) -> Samples:
     return data.train
 
 
-def _fitted_part(data: Samples, task: Task, batch_size: int) -> Iterator[dict[str, Any]]:
+def _build_task(data: TaskData, config: Config) -> Task:
+    """The task that a config describes, with what its data decide.
+
+    Raises:
+        ValueError: Nothing of it would train.
+    """
+    # Adapters and heads are drawn while the task is built, before the runner sets its seed.
+    torch.manual_seed(config.randomness.seed)
+    settings = {**_settings_of(data), **(config.task.get("settings") or {})}
+    task = build_task(config.task.name, build_encoder(config.encoder), **settings)
+    if not any(parameter.requires_grad for parameter in task.parameters()):
+        raise ValueError(
+            f"nothing of {task.name} would train: it has no head, and injection and aggregation "
+            "are frozen. Keep 'foundations' in the cache, not 'results'."
+        )
+    task.image_size = data.size
+    task.split = _split_of(data, config)
+    return task
+
+
+def _build_runner(
+    config: Config,
+    task: Task,
+    data: TaskData,
+    samples: Samples,
+    start: str | None,
+    resume: bool,
+    wrapper: dict[str, Any],
+) -> Runner:
+    """Mmengine's runner of a training that judges the task at its end."""
+    part = data.fit
+
+    def finish(trained: Task) -> None:
+        # Of a larger part, gradient has seen more than a closed form would.
+        if part is not None and (
+            trained.part_suffices or len(part) <= trained.most_fitted  # type: ignore[arg-type]
+        ):
+            trained.fit_head(_fitted_batches(part, trained, config))
+
+    seed = config.randomness.seed
+    hooks: list[Hook] = [SeedIterationHook(seed)]
+    chosen = list(config.get("custom_hooks") or [])
+    # A list is replaced as a whole, by --set too; what was trained is always kept.
+    if not any("SaveAdaptersHook" in str(hook) for hook in chosen):
+        chosen.append({"type": "SaveAdaptersHook"})
+    if config.get("overwrite") and not resume:
+        hooks.append(ReplaceRunHook())
+    return Runner(
+        model=TaskModel(task),
+        work_dir=config.work_dir,
+        train_dataloader=_batches(samples, seed, **config.train_dataloader),
+        # Judging can take longer than training; mmengine's own interval is 1,000 iterations.
+        train_cfg={"val_interval": config.train_cfg.max_iters, **config.train_cfg},
+        val_dataloader=DataLoader(data.test),
+        val_cfg={"type": "TaskEvaluationLoop", "finish": finish},
+        val_evaluator=Judge(data, get_device(), **config.judge),
+        optim_wrapper=config.optim_wrapper,
+        param_scheduler=[
+            {"end": config.train_cfg.max_iters, **scheduler} for scheduler in config.param_scheduler
+        ],
+        default_hooks=config.default_hooks,
+        custom_hooks=[*hooks, *chosen],
+        load_from=start,
+        resume=resume,
+        launcher=config.get("launcher", "none"),
+        env_cfg=config.env_cfg,
+        log_processor=config.log_processor,
+        log_level=config.log_level,
+        visualizer=config.get("visualizer"),
+        default_scope="mmengine",
+        randomness=config.randomness,
+        # Runners of one name share their logger, and the name is else the second of the start.
+        experiment_name=f"{config.task.name}_{uuid4().hex[:8]}",
+        cfg=Config({**config.to_dict(), **wrapper}),
+    )
+
+
+def _fitted_batches(data: Samples, task: Task, config: Config) -> Iterator[dict[str, Any]]:
     """Batches of what a head is fitted to, the same in every process."""
     from tqdm import tqdm
 
     count = len(data)  # type: ignore[arg-type]
     part = Subset(data, range(0, count, -(-count // task.most_fitted)))
-    loader = DataLoader(part, batch_size, generator=torch.Generator())
+    loader = DataLoader(part, config.judge.batch_size, generator=torch.Generator())
     for batch in tqdm(loader, desc="fitting", disable=None, leave=False):
         yield {
             key: value.to(get_device()) if isinstance(value, Tensor) else value

@@ -279,10 +279,10 @@ def test_workers_change_no_training(run: Any, paired: str, tmp_path: Path) -> No
 def test_later_trainings_find_in_the_cache_what_foundations_computed(
     run: Any, paired: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_task = pytest.importorskip("sketchfusion_plugins.mm.train_task")
+    task_config = pytest.importorskip("sketchfusion_plugins.mm.task_config")
     from sketchfusion_plugins.diffusion import Diffusion
 
-    encode, use_cache, computed, limits = Diffusion.encode, train_task.use_cache, [], []
+    encode, use_cache, computed, limits = Diffusion.encode, task_config.use_cache, [], []
 
     def counted(self: Any, image: Any, *options: Any) -> Any:
         computed.append(len(image))
@@ -293,7 +293,7 @@ def test_later_trainings_find_in_the_cache_what_foundations_computed(
         use_cache(encoder, store, keep)
 
     monkeypatch.setattr(Diffusion, "encode", counted)
-    monkeypatch.setattr(train_task, "use_cache", noted)
+    monkeypatch.setattr(task_config, "use_cache", noted)
     asked = ("--data", paired, "--model", "tiny", "--weights", "random", "--iterations", 2)
     small = ("--size", 32, "--batch-size", 2, "--set", "log_level=WARNING", "--json")
     found = []
@@ -313,13 +313,13 @@ def test_later_trainings_find_in_the_cache_what_foundations_computed(
 
 
 def test_help_of_training_tells_the_defaults_of_every_config() -> None:
-    train_task = pytest.importorskip("sketchfusion_plugins.mm.train_task")
+    task_config = pytest.importorskip("sketchfusion_plugins.mm.task_config")
     from sketchfusion_plugins.cli import app
 
     command = typer.main.get_command(app).commands["train"]
     said = {name: option.help for option in command.params for name in option.opts}
-    for name in train_task.list_configs():
-        config = train_task.read_config(name)
+    for name in task_config.list_configs():
+        config = task_config.read_task_config(name)
         for option, default in (
             ("--iterations", config.train_cfg.max_iters),
             ("--batch-size", config.train_dataloader.batch_size),
@@ -363,7 +363,8 @@ def test_another_model_keeps_how_a_config_computes(
     run: Any, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_task = pytest.importorskip("sketchfusion_plugins.mm.train_task")
-    retrieval = train_task.list_configs()["retrieval"]
+    task_config = pytest.importorskip("sketchfusion_plugins.mm.task_config")
+    retrieval = task_config.list_configs()["retrieval"]
     own = tmp_path / "own.py"
     own.write_text(
         f"_base_ = {str(retrieval)!r}\nencoder = dict(with_cp=True, cache=dict(folder='kept'))\n"

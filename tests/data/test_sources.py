@@ -561,7 +561,8 @@ def test_two_steps_of_training_and_evaluation(
 ) -> None:
     from sketchfusion_plugins.evaluation.judge import Judge
     from sketchfusion_plugins.features import PixelFeatures
-    from sketchfusion_plugins.mm.train_task import read_config, train_task
+    from sketchfusion_plugins.mm.task_config import read_task_config
+    from sketchfusion_plugins.mm.train_task import train_task
 
     data = load(task, name)
     if data.train is None:
@@ -580,7 +581,7 @@ def test_two_steps_of_training_and_evaluation(
             "train_cfg.max_iters": 2,
             "judge.progress": False,
         }
-        config = read_config(task, options)
+        config = read_task_config(task, options)
         config.work_dir = str(tmp_path)
         trained, row = train_task(config, data)
         assert (tmp_path / "iter_2.pth").exists() or (tmp_path / "adapters").exists()

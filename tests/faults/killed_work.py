@@ -206,7 +206,8 @@ def task(_: Path) -> Scenario:
     """A sketch task trained by mmengine's Runner, with a checkpoint at every iteration."""
     from sketchfusion_plugins.data.sources import load_task_data
     from sketchfusion_plugins.mm.safe_loading import last_checkpoint, read_checkpoint
-    from sketchfusion_plugins.mm.train_task import read_config, train_task
+    from sketchfusion_plugins.mm.task_config import read_task_config
+    from sketchfusion_plugins.mm.train_task import train_task
 
     data = load_task_data("retrieval", "openmoji", 32, seed=0, limit=45)
     changes = {"weights": "random", "aggregation__out_channels": 32, "aggregation__norm_groups": 8}
@@ -221,7 +222,7 @@ def task(_: Path) -> Scenario:
             "default_hooks.checkpoint.interval": 1,
             "judge.progress": False,
         }
-        config = read_config("retrieval", options)
+        config = read_task_config("retrieval", options)
         config.work_dir, config.resume = str(folder), True
         train_task(config, data)
 

@@ -28,7 +28,7 @@ from sketchfusion_plugins.inference.gallery import (
     search_pictures,
 )
 from sketchfusion_plugins.inference.models import fresh_encoder, open_model
-from sketchfusion_plugins.inference.sharding import Ranks, Report
+from sketchfusion_plugins.inference.sharding import ProcessReport, Ranks
 from sketchfusion_plugins.problems import Problems
 
 SIZE = 64
@@ -174,7 +174,7 @@ class Killed(Ranks):
     def wait(self) -> None:
         pass
 
-    def gather(self, report: Report) -> list[Report]:
+    def gather(self, report: ProcessReport) -> list[ProcessReport]:
         raise KeyboardInterrupt
 
 

@@ -22,8 +22,8 @@ from sketchfusion_plugins.index import SketchIndex
 from sketchfusion_plugins.inference.descriptor_files import DescriptorWriter
 from sketchfusion_plugins.inference.models import open_model
 from sketchfusion_plugins.inference.sharding import (
+    ProcessReport,
     Ranks,
-    Report,
     describe_together,
     forget_parts,
 )
@@ -188,8 +188,8 @@ class TwoMachines(Ranks):
     def wait(self) -> None:
         pass
 
-    def gather(self, report: Report) -> list[Report]:
-        return [report, Report("a.jsonl.rank-1.jsonl", 5, ())]
+    def gather(self, report: ProcessReport) -> list[ProcessReport]:
+        return [report, ProcessReport("a.jsonl.rank-1.jsonl", 5, ())]
 
 
 @pytest.mark.parametrize(

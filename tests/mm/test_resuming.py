@@ -28,10 +28,10 @@ ITERATIONS = 4
 @pytest.fixture(scope="module")
 def config_of() -> Callable[..., Any]:
     """Config of a few iterations of a tiny retrieval task."""
-    from sketchfusion_plugins.mm.train_task import read_config
+    from sketchfusion_plugins.mm.task_config import read_task_config
 
     def make(work: Path, **options: Any) -> Any:
-        config = read_config(
+        config = read_task_config(
             "retrieval",
             {
                 "encoder.changes": {"weights": "random"},

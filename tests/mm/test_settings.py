@@ -11,9 +11,9 @@ pytest.importorskip("mmseg")
 
 def merge(task: str, **settings: Any) -> Any:
     from sketchfusion_plugins.mm.settings import merge_settings
-    from sketchfusion_plugins.mm.train_task import read_config
+    from sketchfusion_plugins.mm.task_config import read_task_config
 
-    config = read_config(task)
+    config = read_task_config(task)
     merge_settings(config, {key.replace("__", "."): value for key, value in settings.items()})
     return config
 

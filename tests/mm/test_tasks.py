@@ -90,10 +90,10 @@ def changes(pipeline_folder: Path, clip_folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def config_of(changes: dict[str, Any]) -> Callable[..., Any]:
     """A task's shipped config, cut to a few iterations of four items."""
-    from sketchfusion_plugins.mm.train_task import read_config
+    from sketchfusion_plugins.mm.task_config import read_task_config
 
     def make(name: str, work: Path, iterations: int = 2, **options: Any) -> Any:
-        config = read_config(
+        config = read_task_config(
             name,
             {
                 "encoder.changes": {**changes, "weights": "pretrained"},
@@ -587,19 +587,19 @@ def test_data_without_a_training_part_are_refused(
 
 
 def test_configs_are_found_by_name_and_path(tmp_path: Path) -> None:
-    from sketchfusion_plugins.mm.train_task import list_configs, read_config
+    from sketchfusion_plugins.mm.task_config import list_configs, read_task_config
 
     assert set(list_configs()) == set(TASKS)
-    config = read_config("retrieval", {"train_cfg.max_iters": 7, "task.settings.dim": 32})
+    config = read_task_config("retrieval", {"train_cfg.max_iters": 7, "task.settings.dim": 32})
     assert config.train_cfg.max_iters == 7 and config.task.settings.dim == 32
     path = tmp_path / "mine.py"
     path.write_text(f"_base_ = [{str(list_configs()['recognition'])!r}]\nlog_level = 'ERROR'\n")
-    mine = read_config(str(path))
+    mine = read_task_config(str(path))
     assert mine.task.name == "recognition" and mine.log_level == "ERROR"
     with pytest.raises(ValueError, match="no task config 'matching'; choose one of correspond"):
-        read_config("matching")
+        read_task_config("matching")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.py"):
-        read_config(str(tmp_path / "nowhere.py"))
+        read_task_config(str(tmp_path / "nowhere.py"))
 
 
 def test_second_epochs_on_a_cache_skip_the_foundations(
