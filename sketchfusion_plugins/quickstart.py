@@ -8,7 +8,7 @@ held-out ones, which bundled foundations have not seen either.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,17 +103,11 @@ def run_quickstart(
 
     import timm
 
-    from sketchfusion_plugins import baselines
-    from sketchfusion_plugins.data.openmoji import held_out_concepts, load_concepts, render
     from sketchfusion_plugins.files import write_text
 
     # What cannot be written is known before minutes of training.
     (out / "adapters").mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    concepts = [concept for concept in load_concepts() if concept.subgroup in CLASSES]
-    hidden = held_out_concepts()
-    train = [concept for concept in concepts if concept.hexcode not in hidden]
-    test = [concept for concept in concepts if concept.hexcode in hidden]
 
     def build() -> Any:
         model = timm.create_model(
@@ -122,31 +116,12 @@ def run_quickstart(
         return model.to(device)
 
     model = build()
-    size = model.default_cfg["input_size"][-1]
-    train_lines = render(train, size, "line", progress)
-    train_images = np.concatenate([train_lines, render(train, size, "color", progress)])
-    test_images = render(test, size, "line", progress)
-    labels = np.array([CLASSES.index(concept.subgroup) for concept in train])
-    train_labels = np.concatenate([labels, labels])
-    test_labels = np.array([CLASSES.index(concept.subgroup) for concept in test])
-
-    accuracy: dict[str, float] = {}
-    for name, describe in (("pixels", baselines.pixel_features), ("HOG", baselines.hog_features)):
-        accuracy[f"{name} + logistic regression"] = baselines.logistic_accuracy(
-            describe(train_images), train_labels, describe(test_images), test_labels, seed
-        )
-    accuracy["fused, before training + logistic regression"] = baselines.logistic_accuracy(
-        pooled_features(model, train_images, batch_size),
-        train_labels,
-        pooled_features(model, test_images, batch_size),
-        test_labels,
-        seed,
-    )
+    train, test, test_concepts = load_drawings(model.default_cfg["input_size"][-1], progress)
+    accuracy = untrained_accuracy(model, train, test, batch_size, seed)
     start = time.perf_counter()
     train_classifier(
         model,
-        train_images,
-        train_labels,
+        train,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -154,20 +129,20 @@ def run_quickstart(
         progress=progress,
     )
     seconds = time.perf_counter() - start
-    logits = predict(model, test_images, batch_size)
+    logits = predict(model, test.images, batch_size)
     accuracy["fused, injection and aggregation trained"] = float(
-        (logits.argmax(1).numpy() == test_labels).mean()
+        (logits.argmax(1).numpy() == test.labels).mean()
     )
 
     model.save_pretrained(out / "adapters")
     reloaded = build()
     reloaded.load_pretrained(out / "adapters")
-    answers = predict(reloaded, test_images, batch_size)
+    answers = predict(reloaded, test.images, batch_size)
     # GPUs may choose other kernels for the second model.
     alike = torch.equal if torch.device(device).type == "cpu" else _are_close
     if not alike(answers, logits):
         raise RuntimeError(f"the model reloaded from {out / 'adapters'} answers differently.")
-    draw_features(reloaded, test, test_images, out / "features.png")
+    draw_features(reloaded, test_concepts, test.images, out / "features.png")
 
     count = model.encoder.trainable_parameters()
     report = QuickstartReport(
@@ -175,11 +150,11 @@ def run_quickstart(
         foundations=weights,
         seed=seed,
         classes=len(CLASSES),
-        train_drawings=len(train_images),
-        test_drawings=len(test_images),
-        chance=float(np.bincount(test_labels).max() / len(test_labels)),
+        train_drawings=len(train.images),
+        test_drawings=len(test.images),
+        chance=float(np.bincount(test.labels).max() / len(test.labels)),
         accuracy=accuracy,
-        interval={name: wilson(value, len(test_labels)) for name, value in accuracy.items()},
+        interval={name: wilson(value, len(test.labels)) for name, value in accuracy.items()},
         seconds=seconds,
         trainable_parameters=count.trainable,
         total_parameters=count.total,
@@ -188,10 +163,65 @@ def run_quickstart(
     return report
 
 
+@dataclass(frozen=True, eq=False)
+class Drawings:
+    """Drawings with their classes.
+
+    Attributes:
+        images: ``[N, H, W, 3]``, uint8.
+        labels: Places in `CLASSES`, ``[N]``.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+
+def load_drawings(size: int, progress: bool = True) -> tuple[Drawings, Drawings, list[Concept]]:
+    """Drawings and pictures to train on, line drawings to judge on, and the latter's concepts.
+
+    Args:
+        size: Side in pixels.
+        progress: Show a progress bar when standard error is a terminal.
+    """
+    from sketchfusion_plugins.data.openmoji import held_out_concepts, load_concepts, render
+
+    concepts = [concept for concept in load_concepts() if concept.subgroup in CLASSES]
+    hidden = held_out_concepts()
+    train = [concept for concept in concepts if concept.hexcode not in hidden]
+    test = [concept for concept in concepts if concept.hexcode in hidden]
+    images = np.concatenate([render(train, size, layer, progress) for layer in ("line", "color")])
+    labels, test_labels = (
+        np.array([CLASSES.index(concept.subgroup) for concept in part]) for part in (train, test)
+    )
+    judged = Drawings(render(test, size, "line", progress), test_labels)
+    return Drawings(images, np.concatenate([labels, labels])), judged, test
+
+
+def untrained_accuracy(
+    model: nn.Module, train: Drawings, test: Drawings, batch_size: int, seed: int
+) -> dict[str, float]:
+    """Accuracy by what logistic regression is fitted to: pixels, HOG, the model's features."""
+    from sketchfusion_plugins import baselines
+
+    def fused(images: NDArray[np.uint8]) -> NDArray[Any]:
+        return pooled_features(model, images, batch_size)
+
+    described: dict[str, Callable[[NDArray[np.uint8]], NDArray[Any]]] = {
+        "pixels": baselines.pixel_features,
+        "HOG": baselines.hog_features,
+        "fused, before training": fused,
+    }
+    return {
+        f"{name} + logistic regression": baselines.logistic_accuracy(
+            describe(train.images), train.labels, describe(test.images), test.labels, seed
+        )
+        for name, describe in described.items()
+    }
+
+
 def train_classifier(
     model: nn.Module,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
+    drawings: Drawings,
     *,
     epochs: int,
     batch_size: int,
@@ -203,8 +233,7 @@ def train_classifier(
 
     Args:
         model: Classifier of normalised images.
-        images: ``[N, H, W, 3]``, uint8.
-        labels: ``[N]``.
+        drawings: What to train on.
         epochs: Passes over the images.
         batch_size: Images per step.
         learning_rate: Peak of a one-cycle schedule.
@@ -222,15 +251,16 @@ def train_classifier(
             transforms.RandomAffine(12, (0.08, 0.08), (0.85, 1.1), fill=255),
         ]
     )
-    pixels, targets = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
+    pixels = torch.from_numpy(drawings.images).permute(0, 3, 1, 2)
+    targets = torch.from_numpy(drawings.labels)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.05)
-    steps = epochs * -(-len(images) // batch_size)
+    steps = epochs * -(-len(targets) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
     model.train()
     with tqdm(total=steps, desc="training", disable=None if progress else True) as bar:
         for _ in range(epochs):
-            for index in torch.randperm(len(images)).split(batch_size):
+            for index in torch.randperm(len(targets)).split(batch_size):
                 batch = torch.stack([augment(pixels[i]) for i in index.tolist()])
                 logits = model(normalise(batch).to(device))
                 loss = F.cross_entropy(logits, targets[index].to(device), label_smoothing=0.1)

@@ -1,11 +1,13 @@
-"""Data sets in folders as data of the four tasks; the module of a data set shows its layout."""
+"""Data sets in folders as data of the tasks; the module of a data set shows its layout.
+
+Retrieval's are in `folder_retrieval`.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from sketchfusion_plugins.data import zero_shot
 from sketchfusion_plugins.data.pictures import (
     Picture,
     PictureDataset,
@@ -39,11 +40,10 @@ from sketchfusion_plugins.data.segmentation_pairs import (
 )
 from sketchfusion_plugins.data.sketchy import load_sketchy
 from sketchfusion_plugins.data.strokes import StrokeStyle
-from sketchfusion_plugins.data.task_data import SketchPhotoPairs, TaskData
+from sketchfusion_plugins.data.task_data import TaskData
 from sketchfusion_plugins.data.tuberlin import load_tuberlin
 from sketchfusion_plugins.data.warps import WarpConfig, random_warp
 from sketchfusion_plugins.images import to_tensor
-from sketchfusion_plugins.metrics.retrieval import PROTOCOLS
 from sketchfusion_plugins.problems import Problems
 
 HELD_OUT = 0.3
@@ -84,7 +84,7 @@ def recognition(
     Which part follows from the file's name; sketches of one photo stay together. A warning tells
     which classes lie in one part alone.
     """
-    pictures = _first(load(_folder(source))[0], limit)
+    pictures = first_of_each(load(folder_of(source))[0], limit)
     train: list[Picture] = []
     test: list[Picture] = []
     for picture in pictures:
@@ -94,9 +94,9 @@ def recognition(
     for part, kept in (("train", train), ("test", test)):
         if not kept:
             raise ValueError(
-                f"{_folder(source)} has no sketch for the part {part!r} of recognition: a hash of "
-                f"names holds out {HELD_OUT:.0%}, and of {len(pictures)} it leaves none there. Add "
-                "sketches, raise the limit, or take another seed of the split."
+                f"{folder_of(source)} has no sketch for the part {part!r} of recognition: a hash "
+                f"of names holds out {HELD_OUT:.0%}, and of {len(pictures)} it leaves none there. "
+                "Add sketches, raise the limit, or take another seed of the split."
             )
     _tell_one_sided(source, (p.category for p in train), (p.category for p in test))
     names = sorted({picture.category for picture in pictures})
@@ -110,91 +110,6 @@ def recognition(
         test=PictureDataset(test, names, plain),
         categories=tuple(names),
         measures=("Acc@1", "Acc@5"),
-    )
-
-
-def retrieval(
-    load: Callable[[Path], Pictures],
-    protocol: str | None,
-    by: str,
-    source: str,
-    size: int,
-    seed: int,
-    limit: int | None,
-    own_category: bool = False,
-) -> TaskData:
-    """Retrieval in classes that training never saw: by class, or of the very photo.
-
-    The very photo is searched among those of all these classes, with ``own_category`` among those
-    of the sketch's class. A protocol's classes are found on both sides however they are spelt;
-    without one, photos of classes that nobody sketched are searched too.
-    """
-    sketches, photos = (_first(pictures, limit) for pictures in load(_folder(source)))
-    sketched = {sketch.category for sketch in sketches}
-    if by == "instance":
-        sketches, photos = (
-            [picture for picture in pictures if picture.instance is not None]
-            for pictures in (sketches, photos)
-        )
-    if not photos:
-        raise FileNotFoundError(
-            f"{_folder(source)} holds sketches and no photos to search. Put the photos' folders, "
-            "one per category, into its folder 'extended'."
-        )
-    names = sorted({picture.category for picture in photos})
-    if protocol is None:
-        others = [name for name in names if name not in sketched]
-        names = [name for name in names if name in sketched]
-        # Among pictures of one class every ranking is perfect.
-        fewest = 2 if by == "label" else 1
-        if len(names) < 2 * fewest:
-            raise ValueError(
-                f"retrieval by {by} needs {2 * fewest} classes, half of them to search in; "
-                f"{_folder(source)} has {len(names)} with sketches and photos."
-            )
-        # By class and of the very photo the same is held out, wherever both can be searched.
-        seen, unseen = by_concept_split(names, HELD_OUT, seed)
-        for part in (seen, unseen):
-            if not any(sketch.category in part for sketch in sketches):
-                raise FileNotFoundError(
-                    f"{_folder(source)} has no sketch of {', '.join(part)} that is named after its "
-                    "photo, as <photo>.png or <photo>-<number>.png."
-                )
-        unseen = sorted([*unseen, *others])
-        measures: tuple[str, ...] = ("mAP@all", "P@100")
-    else:
-        seen, unseen = zero_shot.split_categories(names, protocol)
-        measures = PROTOCOLS[protocol]
-        # Photos come from another archive than sketches, and may be spelt otherwise there.
-        spelt = {zero_shot.canonical(name): name for name in names}
-        named = [(spelt.get(zero_shot.canonical(sketch.category)), sketch) for sketch in sketches]
-        sketches = [replace(sketch, category=name) for name, sketch in named if name is not None]
-        lacking = sorted(set(unseen) - {sketch.category for sketch in sketches})
-        if lacking:
-            raise FileNotFoundError(
-                f"{_folder(source)} has photos and no sketch of {', '.join(lacking)}, which "
-                f"{protocol} holds out. Is the data set complete, and spelt alike in both?"
-            )
-    if by == "instance":
-        measures = PROTOCOLS["fine_grained"]
-
-    def pick(pictures: Sequence[Picture], names: Sequence[str], transform: Any) -> PictureDataset:
-        kept = [picture for picture in pictures if picture.category in set(names)]
-        return PictureDataset(kept, names, transform)
-
-    plain, augmented = partial(to_tensor, size=size), Augmented(size)
-    return TaskData(
-        "retrieval",
-        source,
-        size,
-        train=SketchPhotoPairs(pick(sketches, seen, augmented), pick(photos, seen, augmented), by),
-        fit=SketchPhotoPairs(pick(sketches, seen, plain), pick(photos, seen, plain), by),
-        test=pick(sketches, unseen, plain),
-        gallery=pick(photos, unseen, plain),
-        categories=tuple(unseen),
-        measures=measures,
-        label=by,
-        own_category=own_category,
     )
 
 
@@ -217,7 +132,9 @@ def quickdraw_recognition(source: str, size: int, seed: int, limit: int | None) 
     """
     transform = partial(to_tensor, size=size)
     problems = Problems()
-    plain = QuickDraw(_folder(source), StrokeStyle(size), transform, limit=limit, problems=problems)
+    plain = QuickDraw(
+        folder_of(source), StrokeStyle(size), transform, limit=limit, problems=problems
+    )
     if problems.found:
         warnings.warn(
             f"drawings that cannot be read are left out: {len(problems.found)}, the first "
@@ -247,13 +164,13 @@ def psc6k(protocol: Protocol, source: str, size: int, seed: int, limit: int | No
 
     Nothing is warped for training: what is fitted and what is trained on are the same.
     """
-    folder = _folder(source)
+    folder = folder_of(source)
     names = ("test_pairs_ps.csv", "test_pairs_st.csv")
     found = [folder / name for name in names if (folder / name).is_file()]
     annotations = found[0] if found else folder / names[0]
 
     def pairs(split: Part) -> CorrespondenceDataset:
-        kept = _first(load_psc6k(annotations, protocol, split), limit)
+        kept = first_of_each(load_psc6k(annotations, protocol, split), limit)
         return CorrespondenceDataset(kept, folder, size)
 
     train = None if protocol == "pscnet" else pairs("train")
@@ -278,7 +195,7 @@ def query_segmentation(source: str, size: int, seed: int, limit: int | None) -> 
 
     Nothing is warped for training, which sees the same photos with `REPEATS` choices of sketches.
     """
-    folder = _folder(source)
+    folder = folder_of(source)
     classes = read_classes(folder / "classes.json")
     drawn = {sketch.category for sketch in scan(folder / "sketches", HOW_TO_GET)}
     sketched = sorted(drawn.intersection(classes))
@@ -308,7 +225,7 @@ def query_segmentation(source: str, size: int, seed: int, limit: int | None) -> 
     )
 
 
-def _first(items: list[Item], limit: int | None) -> list[Item]:
+def first_of_each(items: list[Item], limit: int | None) -> list[Item]:
     """The first items of every class."""
     if limit is None:
         return items
@@ -330,13 +247,14 @@ def _tell_one_sided(source: str, trained: Iterable[str], judged: Iterable[str]) 
     ):
         if names:
             warnings.warn(
-                f"{_folder(source)} has no sketch {lacking} of {some_of(names)}, which are "
+                f"{folder_of(source)} has no sketch {lacking} of {some_of(names)}, which are "
                 f"{but} all the same. Add sketches, or raise the limit.",
                 stacklevel=3,
             )
 
 
-def _folder(source: str) -> Path:
+def folder_of(source: str) -> Path:
+    """Folder of ``NAME:FOLDER``."""
     return Path(source.partition(":")[2]).expanduser()
 
 

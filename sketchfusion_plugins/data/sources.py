@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from sketchfusion_plugins.data import folder_tasks, openmoji_tasks
+from sketchfusion_plugins.data import folder_retrieval, folder_tasks, openmoji_tasks
 from sketchfusion_plugins.data.paired import load_paired
 from sketchfusion_plugins.data.quickdraw_extended import load_quickdraw_extended
 from sketchfusion_plugins.data.task_data import TaskData
@@ -31,24 +31,28 @@ SOURCES: dict[str, dict[str, Loader]] = {
     },
     "retrieval": {
         "openmoji": openmoji_tasks.retrieval,
-        "paired": partial(folder_tasks.retrieval, load_paired, None, "label"),
-        "paired-fine": partial(folder_tasks.retrieval, load_paired, None, "instance"),
+        "paired": partial(folder_retrieval.retrieval, load_paired, None, "label"),
+        "paired-fine": partial(folder_retrieval.retrieval, load_paired, None, "instance"),
         "quickdraw-extended": partial(
-            folder_tasks.retrieval, load_quickdraw_extended, "quickdraw_30", "label"
+            folder_retrieval.retrieval, load_quickdraw_extended, "quickdraw_30", "label"
         ),
-        "sketchy": partial(folder_tasks.retrieval, folder_tasks.sketchy, "sketchy_21", "label"),
-        "sketchy-25": partial(folder_tasks.retrieval, folder_tasks.sketchy, "sketchy_25", "label"),
+        "sketchy": partial(folder_retrieval.retrieval, folder_tasks.sketchy, "sketchy_21", "label"),
+        "sketchy-25": partial(
+            folder_retrieval.retrieval, folder_tasks.sketchy, "sketchy_25", "label"
+        ),
         "sketchy-fine": partial(
-            folder_tasks.retrieval, folder_tasks.sketchy, "sketchy_21", "instance"
+            folder_retrieval.retrieval, folder_tasks.sketchy, "sketchy_21", "instance"
         ),
         "sketchy-fine-category": partial(
-            folder_tasks.retrieval,
+            folder_retrieval.retrieval,
             folder_tasks.sketchy,
             "sketchy_21",
             "instance",
             own_category=True,
         ),
-        "tuberlin": partial(folder_tasks.retrieval, folder_tasks.tuberlin, "tuberlin_30", "label"),
+        "tuberlin": partial(
+            folder_retrieval.retrieval, folder_tasks.tuberlin, "tuberlin_30", "label"
+        ),
     },
     "query_segmentation": {
         "openmoji": openmoji_tasks.query_segmentation,
