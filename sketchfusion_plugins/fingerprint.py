@@ -12,7 +12,7 @@ SAMPLES_PER_TENSOR = 16
 # The null prompt's embedding is no weight: it is computed, on every machine a little otherwise.
 COMPUTED = "null_embedding"
 # Of batch norms; in eval mode they do not read it, and timm's frozen ones have none.
-COUNTER = "num_batches_tracked"
+COUNTER = ".num_batches_tracked()"
 # GELU and its approximations differ most between -3 and -1.
 ACTIVATION_POINTS = (-2.5, -1.5, -0.5, 0.5)
 _ACTIVATION_FILES = (
@@ -47,7 +47,8 @@ def sample_modules(
         modules: Modules by name.
         origins: What this function gave for the modules before. It stands for tensors whose
             precision alone has changed since: float16 rounds other than bfloat16 does, and loses
-            small values. And for counts of batches, whatever has become of them.
+            small values. And for counts of batches, whatever has become of them, unless a module's
+            weights are others.
 
     Returns:
         Values on the CPU by name and shape, in the order that is hashed.
@@ -64,9 +65,10 @@ def sample_modules(
         counts = {
             title: values
             for title, values in origins.items()
-            if title.startswith(f"{name}.") and title.endswith(f".{COUNTER}()")
+            if title.startswith(f"{name}.") and title.endswith(COUNTER)
         }
-        for title, values in sorted({**found, **counts}.items()):
+        merged = {**counts, **found} if _replaced(found, origins) else {**found, **counts}
+        for title, values in sorted(merged.items()):
             origin = origins.get(title)
             samples[title] = values if origin is None or _differs(values, origin) else origin
     return samples
@@ -108,6 +110,15 @@ def sample_activations(module: nn.Module) -> list[float]:
             values = child.forward(points).tolist()
             found.add(tuple(float(f"{value:.6g}") for value in values))
     return [value for values in sorted(found) for value in values]
+
+
+def _replaced(found: Mapping[str, Tensor], origins: Mapping[str, Tensor]) -> bool:
+    """Whether any values but counts are others than they were."""
+    return any(
+        title in origins and _differs(values, origins[title])
+        for title, values in found.items()
+        if not title.endswith(COUNTER)
+    )
 
 
 def _differs(values: Tensor, origin: Tensor) -> bool:

@@ -451,6 +451,17 @@ def test_foundations_are_told_apart(encoder: SketchFusionEncoder, tmp_path: Path
     assert fingerprint(half) == fingerprint(moved) == fingerprint(encoder)
 
 
+def test_whole_states_bring_the_packaged_foundations(
+    encoder: SketchFusionEncoder,
+) -> None:
+    """Into a model of random ones, whose batch norms have counted no batch."""
+    trained = timm.create_model(TINY, pretrained=True, num_classes=3)
+    model = timm.create_model(TINY, num_classes=3)
+    assert fingerprint(_encoder_in(model)) != fingerprint(encoder)
+    model.load_state_dict(trained.state_dict())
+    assert fingerprint(_encoder_in(model)) == fingerprint(encoder)
+
+
 # --- What is built on them by default ------------------------------------------------------------
 
 

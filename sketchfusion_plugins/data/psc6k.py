@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sketchfusion_plugins.data.pictures import label_names
+from sketchfusion_plugins.data.pictures import instance_number, label_names
 from sketchfusion_plugins.data.tables import readable_table
 from sketchfusion_plugins.images import open_image, to_tensor
 
@@ -83,7 +83,7 @@ class CorrespondenceDataset(Dataset[dict[str, Any]]):
     Samples ``2 i`` lead from photo ``i`` to its sketch, samples ``2 i + 1`` back: ``source`` and
     ``target`` [3, S, S] in -1..1; ``source_points`` and ``target_points`` [K, 2], x and y in pixels
     of S x S; ``visible`` [K], Boolean, all True: both protocols count every point; ``label``, the
-    category's index; ``key``, ``"<source> <target>"``.
+    category's index; ``instance``, the photo's number; ``key``, ``"<source> <target>"``.
 
     Args:
         pairs: Pairs of as many points each.
@@ -133,6 +133,7 @@ class CorrespondenceDataset(Dataset[dict[str, Any]]):
             "target_points": self._scale(target[1]),
             "visible": torch.ones(len(source[1]), dtype=torch.bool),
             "label": int(self.labels[index]),
+            "instance": instance_number(pair.category, pair.photo),
             "key": f"{source[0]} {target[0]}",
         }
 

@@ -46,8 +46,8 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
 
     Samples: ``sketch`` and ``photo`` [3, S, S], padded with white, in -1..1; ``mask`` [S, S],
     Boolean, the category's pixels; ``valid`` [S, S], Boolean, False where the mask is ignored and
-    in the photo's padding; ``label``, the category's index; ``key``,
-    ``"<photo> <category>/<sketch>"``. The sketch follows from ``seed`` and the index.
+    in the photo's padding; ``label``, the category's index; ``instance``, the photo's number;
+    ``key``, ``"<photo> <category>/<sketch>"``. The sketch follows from ``seed`` and the index.
 
     A photo is not asked for a category that resizing leaves no pixel of; a warning tells how many
     queries are left out so.
@@ -209,6 +209,7 @@ class SketchSegmentation(Dataset[dict[str, Any]]):
             "mask": mask == self.values[name],
             "valid": mask != IGNORED,
             "label": int(self.labels[item]),
+            "instance": seed_of(photo.name),
             "key": f"{photo.name} {name}/{sketch.name}",
         }
 

@@ -118,6 +118,13 @@ class SketchPhotoPairs(Dataset[dict[str, Any]]):
         return {**sketch, "sketch": sketch["image"], "photo": photo["image"]}
 
 
+def spread(data: Samples, most: int) -> Subset[dict[str, Any]]:
+    """All items, or as many as are wanted at most, evenly spaced."""
+    count = len(data)  # type: ignore[arg-type]
+    kept = min(count, most)
+    return Subset(data, [index * count // kept for index in range(kept)])
+
+
 def sum_of_files(*parts: Samples | None) -> str | None:
     """A hash of the names and sizes of all files that parts of data are read from.
 

@@ -2,19 +2,21 @@
 
 A trained `Task` answers by itself. Plain `Features` answer without training what can be answered by
 similarity; a linear probe and a threshold are fitted on the training part, of a large one on
-pictures evenly spaced.
+pictures evenly spaced. Intervals take items of one ``instance``, such as sketches of one photo, for
+one group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from sketchfusion_plugins.data.task_data import Samples, TaskData, labelled_mask
+from sketchfusion_plugins.data.pictures import NO_INSTANCE
+from sketchfusion_plugins.data.task_data import Samples, TaskData, labelled_mask, spread
 from sketchfusion_plugins.evaluation.report import Measured, Row
 from sketchfusion_plugins.features import Features, pixel_similarity
 from sketchfusion_plugins.heads.matching import match_points
@@ -82,7 +84,7 @@ class Judge:
         self.definitions = _definitions(data.task, definition)
         self.probed: Subset[dict[str, Any]] | None = None
         if data.task == "recognition" and data.fit is not None:
-            self.probed = _spread(data.fit, PROBED_PICTURES)
+            self.probed = spread(data.fit, PROBED_PICTURES)
 
     def __call__(self, model: Task | Features) -> Row:
         """Measures of a model; it is left in the mode and on the device that it was in.
@@ -106,11 +108,14 @@ class Judge:
     def _recognition(self, model: Task | Features) -> Row:
         score = self._classifier(model)
         right: dict[str, list[Tensor]] = {"Acc@1": [], "Acc@5": []}
+        instances: list[Tensor] = []
         for batch in self._batches(self.data.test, "recognising"):
             scores, truth = score(batch["image"]).cpu(), batch["label"].cpu()
+            instances.append(_instances(batch, len(truth)))
             for name, k in (("Acc@1", 1), ("Acc@5", 5)):
                 right[name].append(top_k_correct(scores, truth, min(k, scores.shape[1])))
-        return {name: Measured.of(torch.cat(parts)) for name, parts in right.items()}
+        groups = _groups(instances)
+        return {name: Measured.of(torch.cat(parts), groups=groups) for name, parts in right.items()}
 
     def _classifier(self, model: Task | Features) -> Callable[[Tensor], Tensor]:
         """Images ``[B, 3, H, W]`` to scores ``[B, classes]``: the task, or a fitted probe.
@@ -148,7 +153,9 @@ class Judge:
     def _retrieval(self, model: Task | Features) -> Row:
         assert self.data.gallery is not None
         names = (self.data.label, "label") if self.data.own_category else (self.data.label,)
-        queries, *query_labels = self._descriptors(model, self.data.test, *names)
+        instances: list[Tensor] = []
+        queries, *query_labels = self._descriptors(model, self.data.test, *names, noted=instances)
+        groups = _groups(instances)
         gallery, *labels = self._descriptors(model, self.data.gallery, *names)
         # Slices copy nothing of a large gallery.
         parts: list[tuple[Any, Any]] = [(slice(None), slice(None))]
@@ -170,17 +177,20 @@ class Judge:
         ]
         found: Row = {}
         for definition, scores in zip(self.definitions, zip(*scored, strict=True), strict=True):
-            asked = torch.cat(
-                [
-                    query_labels[0][asking][part.queries]
-                    for (asking, _), part in zip(parts, scores, strict=True)
-                ]
+            asked, together = (
+                torch.cat(
+                    [
+                        numbers[asking][part.queries]
+                        for (asking, _), part in zip(parts, scores, strict=True)
+                    ]
+                )
+                for numbers in (query_labels[0], groups)
             )
             for measure in self.data.measures:
                 values = torch.cat([part.values[measure] for part in scores])
                 by_class = DEFINITIONS[definition].over_classes and not measure.startswith("Acc@")
                 weights = group_weights(asked) if by_class else None
-                found[self._name(measure, definition)] = Measured.of(values, weights)
+                found[self._name(measure, definition)] = Measured.of(values, weights, together)
         return found
 
     def _name(self, measure: str, definition: str) -> str:
@@ -192,7 +202,7 @@ class Judge:
         protocol = PROTOCOLS.get(self.data.protocol) or Protocol(
             self.data.source, self.data.size, inclusive=True, alphas=(5, 10)
         )
-        total = None
+        total, instances = None, []
         for batch in self._batches(self.data.test, "matching"):
             source, target = batch["source"], batch["target"]
             points, visible = batch["source_points"], batch["visible"]
@@ -212,10 +222,12 @@ class Judge:
                 )
             size = (target.shape[-2], target.shape[-1])
             scores = key_point_scores(found, batch["target_points"], size, protocol, visible)
+            instances.append(_instances(batch, len(found)))
             total = scores if total is None else total + scores
         assert total is not None
+        groups = _groups(instances)[total.counted]
         return {
-            f"PCK@{alpha:g}": Measured.of(total.items[:, index])
+            f"PCK@{alpha:g}": Measured.of(total.items[:, index], groups=groups)
             for index, alpha in enumerate(protocol.alphas)
         }
 
@@ -224,33 +236,38 @@ class Judge:
         if not isinstance(model, Task):
             if self.data.fit is None:
                 raise ValueError("these data have no part to fit a threshold on.")
-            count = len(self.data.fit)  # type: ignore[arg-type]
-            part = Subset(self.data.fit, range(0, count, -(-count // FITTED_PAIRS)))
+            part = spread(self.data.fit, FITTED_PAIRS)
             threshold = fit_threshold(
                 [
                     (pixel_similarity(model, batch["sketch"], batch["photo"]), labelled_mask(batch))
                     for batch in self._batches(part, "fitting")
                 ]
             )
-        total = None
+        total, instances = None, []
         for batch in self._batches(self.data.test, "segmenting"):
             if isinstance(model, Task):
                 predicted = model(batch["sketch"], batch["photo"]) > 0
             else:
                 predicted = pixel_similarity(model, batch["sketch"], batch["photo"]) > threshold
             scores = query_segmentation_scores(predicted, labelled_mask(batch))
+            instances.append(_instances(batch, len(predicted)))
             total = scores if total is None else total + scores
         assert total is not None
+        groups = _groups(instances)[total.counted]
         return {
-            "foreground IoU": Measured.of(total.foreground_iou),
-            "mIoU": Measured.of(total.mean_iou),
-            "pixel accuracy": Measured.of(total.pixel_accuracy),
+            "foreground IoU": Measured.of(total.foreground_iou, groups=groups),
+            "mIoU": Measured.of(total.mean_iou, groups=groups),
+            "pixel accuracy": Measured.of(total.pixel_accuracy, groups=groups),
         }
 
     def _descriptors(
-        self, model: Task | Features, data: Samples, *labels: str
+        self,
+        model: Task | Features,
+        data: Samples,
+        *labels: str,
+        noted: list[Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
-        """Descriptors ``[N, D]``, and labels of each name ``[N]``."""
+        """Descriptors ``[N, D]``, and labels of each name ``[N]``; instances are noted."""
         describe = model if isinstance(model, Task) else model.describe
         count, end = len(data), 0  # type: ignore[arg-type]
         found: tuple[Tensor, ...] = ()
@@ -260,6 +277,8 @@ class Judge:
                 # Not on the GPU, whose memory a gallery can exceed, and in place: a list of batches
                 # would be there twice while it is joined.
                 found = tuple(part.new_empty(count, *part.shape[1:], device="cpu") for part in made)
+            if noted is not None:
+                noted.append(_instances(batch, len(made[0])))
             begin, end = end, end + len(made[0])
             for kept, part in zip(found, made, strict=True):
                 kept[begin:end] = part
@@ -284,11 +303,17 @@ class SamePlace(Features):
     channels = 1
 
 
-def _spread(data: Samples, most: int) -> Subset[dict[str, Any]]:
-    """All items, or as many as are wanted at most, evenly spaced."""
-    count = len(data)  # type: ignore[arg-type]
-    kept = min(count, most)
-    return Subset(data, [index * count // kept for index in range(kept)])
+def _instances(batch: Mapping[str, Any], count: int) -> Tensor:
+    """Numbers of a batch's instances ``[B]``, on the CPU."""
+    known: Tensor | None = batch.get("instance")
+    return torch.full((count,), NO_INSTANCE) if known is None else known.cpu()
+
+
+def _groups(instances: Sequence[Tensor]) -> Tensor:
+    """Groups of items ``[N]`` that are not independent: those of one instance."""
+    numbers = torch.cat(list(instances))
+    # Instances are numbered from 0.
+    return torch.where(numbers == NO_INSTANCE, -1 - torch.arange(len(numbers)), numbers)
 
 
 def _definitions(task: str, definition: str | Sequence[str] | None) -> tuple[str, ...]:

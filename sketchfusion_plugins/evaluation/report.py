@@ -40,12 +40,24 @@ class Measured:
     count: int
 
     @classmethod
-    def of(cls, values: ArrayLike, weights: ArrayLike | None = None) -> Measured:
+    def of(
+        cls,
+        values: ArrayLike,
+        weights: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Measured:
         """Mean of items ``[N]``, 0..1, by their weights ``[N]`` if there are any.
 
         The interval is Wilson's where every item is right or wrong and all weigh the same, else a
-        percentile bootstrap with 10,000 resamples and a fixed seed; one item alone leaves it at 0
-        to 1. It covers the choice of items alone, not that of a training run's seed.
+        percentile bootstrap with 10,000 resamples and a fixed seed, of whole groups where items
+        have some; one item or group alone leaves it at 0 to 1. It covers the choice of items alone,
+        not that of a training run's seed.
+
+        Args:
+            values: What was measured.
+            weights: Weights of the items.
+            groups: Group of every item ``[N]``: those of one, such as sketches of the same photo,
+                are not independent. None where all are.
 
         Raises:
             ValueError: No items, or weights that are not one finite number above 0 for each.
@@ -57,12 +69,18 @@ class Measured:
         if weighing is not None and (weighing == weighing[0]).all():
             weighing = None
         mean = float(np.average(items, weights=weighing))
-        if weighing is None and np.isin(items, (0.0, 1.0)).all():
-            interval = wilson(mean, len(items))
-        elif len(items) == 1:
+        independent = len(items) if groups is None else len(np.unique(np.asarray(groups)))
+        if independent == len(items):
+            groups = None
+        # Resamples of items that are all right, or all wrong, would leave no interval.
+        alike = mean in (0.0, 1.0)
+        binary = weighing is None and groups is None and np.isin(items, (0.0, 1.0)).all()
+        if binary or (alike and weighing is None):
+            interval = wilson(mean, independent)
+        elif independent == 1:
             interval = Interval(0.0, 1.0)
         else:
-            interval = bootstrap_mean(items, weights=weighing)
+            interval = bootstrap_mean(items, groups, weighing)
         # Rounding must not put the mean outside of its interval.
         return cls(mean, min(interval.low, mean), max(interval.high, mean), len(items))
 

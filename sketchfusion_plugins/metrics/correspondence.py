@@ -88,15 +88,19 @@ class KeyPointScores:
         )
 
     @property
+    def counted(self) -> Tensor:
+        """Images with a visible point, bool ``[images]``."""
+        return self.visible > 0
+
+    @property
     def excluded(self) -> int:
         """Images without a visible point, which no mean counts."""
-        return int((self.visible == 0).sum())
+        return int((~self.counted).sum())
 
     @property
     def items(self) -> Tensor:
         """PCK of every image that has a visible point, 0..1, float64 ``[images, alphas]``."""
-        counted = self.visible > 0
-        return self.right[counted].double() / self.visible[counted, None]
+        return self.right[self.counted].double() / self.visible[self.counted, None]
 
     @property
     def per_image(self) -> dict[float, float]:

@@ -46,9 +46,14 @@ class QuerySegmentationScores:
         )
 
     @property
+    def counted(self) -> Tensor:
+        """Queries with a labelled pixel, bool ``[queries]``."""
+        return self._labelled > 0
+
+    @property
     def excluded(self) -> int:
         """Queries without a labelled pixel, which no mean counts."""
-        return int((~self._counted).sum())
+        return int((~self.counted).sum())
 
     @property
     def foreground_iou(self) -> Tensor:
@@ -69,7 +74,7 @@ class QuerySegmentationScores:
     def pixel_accuracy(self) -> Tensor:
         """Share of labelled pixels that are right, ``[queries]``."""
         right = self.true_positive + self.true_negative
-        return (right.double() / self._labelled)[self._counted]
+        return (right.double() / self._labelled)[self.counted]
 
     def summary(self) -> dict[str, float]:
         """Means over queries, 0..1; NaN without queries."""
@@ -80,14 +85,10 @@ class QuerySegmentationScores:
     def _labelled(self) -> Tensor:
         return self.true_positive + self.false_positive + self.false_negative + self.true_negative
 
-    @property
-    def _counted(self) -> Tensor:
-        return self._labelled > 0
-
     def _iou(self, intersection: Tensor) -> Tensor:
         union = intersection + self.false_positive + self.false_negative
         iou = torch.where(union > 0, intersection.double() / union, 1.0)
-        return iou[self._counted]
+        return iou[self.counted]
 
 
 def query_segmentation_scores(

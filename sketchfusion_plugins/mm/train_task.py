@@ -15,11 +15,11 @@ from mmengine.dist import init_dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, distributed
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from sketchfusion_plugins.adapter_file import Split
 from sketchfusion_plugins.data.sources import load_task_data, source_name
-from sketchfusion_plugins.data.task_data import Samples, TaskData
+from sketchfusion_plugins.data.task_data import Samples, TaskData, spread
 from sketchfusion_plugins.evaluation.judge import Judge
 from sketchfusion_plugins.evaluation.report import Row
 from sketchfusion_plugins.inference.sharding import LONGEST_WAIT
@@ -214,9 +214,9 @@ def _fitted_batches(data: Samples, task: Task, config: Config) -> Iterator[dict[
     """Batches of what a head is fitted to, the same in every process."""
     from tqdm import tqdm
 
-    count = len(data)  # type: ignore[arg-type]
-    part = Subset(data, range(0, count, -(-count // task.most_fitted)))
-    loader = DataLoader(part, config.judge.batch_size, generator=torch.Generator())
+    loader = DataLoader(
+        spread(data, task.most_fitted), config.judge.batch_size, generator=torch.Generator()
+    )
     for batch in tqdm(loader, desc="fitting", disable=None, leave=False):
         yield {
             key: value.to(get_device()) if isinstance(value, Tensor) else value

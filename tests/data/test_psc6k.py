@@ -108,6 +108,10 @@ def test_samples_lead_both_ways(
     assert forth["visible"].tolist() == [True] * 8 and forth["label"] == 1
     assert forth["key"] == f"{PHOTO.format('pig', 9)} {SKETCH.format('pig', 9, 1)}"
     assert data[-1]["key"] == data[5]["key"] and len(list(data)) == 6
+    everything = CorrespondenceDataset(read_pairs(ps), root, 8)
+    photos = [pair.photo for pair in everything.pairs for _ in range(2)]
+    named = set(zip(photos, (sample["instance"] for sample in everything), strict=True))
+    assert 1 < len(named) == len(set(photos)) == len({number for _, number in named})
     batch = same_in_workers(data)[0]
     assert batch["source_points"].shape == (2, 8, 2) and batch["visible"].shape == (2, 8)
 

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import Dataset, Subset
 
+from sketchfusion_plugins.data.pictures import NO_INSTANCE
 from sketchfusion_plugins.data.task_data import TaskData
 from sketchfusion_plugins.evaluation.judge import Judge, SamePlace
 from sketchfusion_plugins.evaluation.report import Measured
@@ -473,6 +474,49 @@ def test_correspondence_by_hand(correspondence: TaskData) -> None:
 
     row = judge(correspondence)(Answers("correspondence", find))
     assert row["PCK@5"] == Measured.of([1, 1])
+
+
+def in_groups(data: TaskData, *instances: int) -> TaskData:
+    """The same data, of whose items some are of one instance."""
+    assert isinstance(data.test, Listed)
+    items = zip(data.test.items, instances, strict=True)
+    return replace(data, test=Listed([{**item, "instance": number} for item, number in items]))
+
+
+def test_items_of_an_instance_are_not_independent(
+    recognition: TaskData, correspondence: TaskData, query_segmentation: TaskData
+) -> None:
+    """Both directions of a pair, sketches of a photo; what has no instance stands alone."""
+    model = Answers("recognition", lambda images: F.one_hot(0 * images[:, 0, 0, 0].long(), 3))
+    groups = [4, 4, 7, 7, 7, 9, -10]
+    row = judge(in_groups(recognition, 4, 4, 7, 7, 7, 9, NO_INSTANCE))(model)
+    assert row["Acc@1"] == Measured.of([1, 0, 0, 0, 0, 0, 0], groups=groups)
+    assert row["Acc@1"] != Measured.of([1, 0, 0, 0, 0, 0, 0])
+    none = judge(in_groups(recognition, *[NO_INSTANCE] * 7))(model)
+    assert none == judge(recognition)(model)
+    # The third pair has no point that counts, and no group then.
+    row = judge(in_groups(correspondence, 3, 3, 8))(SamePlace())
+    assert row["PCK@5"] == Measured.of([2 / 3, 1], groups=[3, 3])
+    assert row["PCK@5"] == Measured(pytest.approx(5 / 6), 0.0, 1.0, 2)
+    nothing = Answers("query_segmentation", lambda sketch, photo: 0 * photo[:, 0])
+    row = judge(in_groups(query_segmentation, 5, 5))(nothing)
+    assert row["mIoU"] == Measured.of([1 / 4, 1 / 4], groups=[5, 5])
+    assert row["mIoU"] == Measured(1 / 4, 0.0, 1.0, 2)
+
+
+def test_sketches_of_a_photo_are_not_independent(retrieval: TaskData) -> None:
+    """By class, as by the very photo; queries without an answer are of no group."""
+    assert isinstance(retrieval.test, Listed)
+    queries = [retrieval.test.items[i] for i in (0, 0, 1, 2)]
+    # Nothing of its class is searched.
+    queries.append({"image": image(0.9), "instance": 0, "label": 8})
+    data = replace(retrieval, test=Listed(queries), label="label", measures=("mAP@all",))
+    same = Answers("retrieval", lambda images: torch.ones(len(images), 2))
+    # The gallery's labels are 1, 1, 0, 0, 2 in this order.
+    expected = [5 / 12, 5 / 12, 5 / 12, 1]
+    row = judge(data)(same)
+    assert vars(row["mAP@all"]) == pytest.approx(vars(Measured.of(expected, groups=[0, 0, 1, 2])))
+    assert row["mAP@all"] != Measured.of(expected)
 
 
 @pytest.mark.parametrize(

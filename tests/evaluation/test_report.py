@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,29 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
 def test_missing_files_are_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_report(tmp_path / "retrieval.json", report())
+
+
+def test_items_of_a_group_count_as_one() -> None:
+    """As drawn by hand: two answers to the same question are no more than one."""
+    once = [0.25, 1.0, 0.5, 0.75, 0.25]
+    expected = Measured.of(once)
+    twice = Measured.of(np.repeat(once, 2), groups=np.repeat(np.arange(5), 2))
+    assert twice == replace(expected, count=10)
+    alone = Measured.of(np.repeat(once, 2))
+    assert alone.high - alone.low < twice.high - twice.low
+    # Weights belong to items, of which a group is the sum.
+    weighed = Measured.of(np.repeat(once, 2), [1, 3] * 5, np.repeat(np.arange(5), 2))
+    assert weighed == replace(expected, count=10)
+    assert Measured.of(once, groups=[7, 3, 5, 1, 2]) == expected
+
+
+def test_right_and_wrong_in_groups() -> None:
+    items = [1, 1, 0, 0, 1, 1, 1, 1]
+    pairs = [0, 0, 1, 1, 2, 2, 3, 3]
+    assert Measured.of(items, groups=range(8)) == Measured.of(items)
+    interval = bootstrap_mean([1.0, 0.0, 1.0, 1.0])
+    assert Measured.of(items, groups=pairs) == Measured(0.75, *interval, 8)
+    # Of four groups, not of eight items: resamples would leave no interval.
+    for value in (0, 1):
+        assert Measured.of([value] * 8, groups=pairs) == Measured(value, *wilson(value, 4), 8)
+    assert Measured.of([0.5, 0.25], groups=[1, 1]) == Measured(0.375, 0.0, 1.0, 2)

@@ -170,6 +170,23 @@ def test_architectures_of_the_package_are_named(
     assert source == "sketchfusion/tiny-diffusion"
 
 
+def test_the_package_s_own_weights(segmentor_config: Any, tmp_path: Path) -> None:
+    """Their CLIP has batch norms, which have counted batches."""
+    from mmseg.apis import init_model
+
+    model = segmentor_config()
+    model["backbone"] = {
+        "type": "SketchFusion",
+        "variant": "sketchfusion_tiny",
+        "weights": "pretrained",
+    }
+    model["neck"]["in_channels"] = [96, 144, 144]
+    trained = Trained(tmp_path, model)
+    written = export_merged(trained.config, trained.checkpoint, tmp_path / "merged")
+    merged = init_model(*map(str, written), device="cpu")
+    torch.testing.assert_close(logits(merged), trained.logits, atol=0, rtol=0)
+
+
 def _exported_elsewhere(trained: Trained, *lost: str | Path) -> Any:
     """The merged model, opened in another folder, with the foundations gone."""
     from mmseg.apis import init_model
