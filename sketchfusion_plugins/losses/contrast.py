@@ -2,7 +2,8 @@
 
 Sketches are compared with photos and never with other sketches, in both directions: a sketch among
 photos and a photo among sketches. Labels say what belongs together: classes for category-level
-retrieval, instances for fine-grained. Maths by pytorch-metric-learning.
+retrieval, instances for fine-grained. Maths by pytorch-metric-learning. Where several processes
+train, `gathering.of_all_processes` makes one batch of theirs.
 """
 
 from __future__ import annotations

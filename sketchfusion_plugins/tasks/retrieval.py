@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.heads.embedding import EmbeddingHead
 from sketchfusion_plugins.losses.contrast import CrossDomainInfoNCE, CrossDomainTriplet
+from sketchfusion_plugins.losses.gathering import of_all_processes
 from sketchfusion_plugins.tasks.base import Task
 
 
@@ -59,7 +60,14 @@ class Retrieval(Task):
         return embedding
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Loss of ``sketch`` and ``photo`` [B, 3, H, W] with ``instance`` and ``label`` [B]."""
+        """Loss of ``sketch`` and ``photo`` [B, 3, H, W] with ``instance`` and ``label`` [B].
+
+        Under data parallelism a pair is told apart from those of all processes.
+        """
         sketch, photo = self(torch.cat([batch["sketch"], batch["photo"]])).chunk(2)
         labels = batch["instance" if self.by == "instance" else "label"]
+        # Half precision is not sent by every backend.
+        sketch, photo, labels = (
+            of_all_processes(rows) for rows in (sketch.float(), photo.float(), labels)
+        )
         return {"loss": self.criterion(sketch, photo, labels)}
