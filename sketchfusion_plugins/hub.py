@@ -136,6 +136,10 @@ def explain_loading(
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        from torch import OutOfMemoryError
+
+        if isinstance(error, OutOfMemoryError):
+            raise
         where = source if revision is None else f"{source} (revision {revision})"
         reason = " ".join(str(error).split())[:400]
         variant = _lone_variant(source)

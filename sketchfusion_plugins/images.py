@@ -244,4 +244,6 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
 
 def _can_look(values: Tensor) -> bool:
     """Whether values are there to be looked at."""
-    return not (torch.compiler.is_compiling() or values.is_meta)
+    if torch.compiler.is_compiling() or values.is_meta:
+        return False
+    return not (values.is_cuda and torch.cuda.is_current_stream_capturing())

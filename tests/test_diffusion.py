@@ -636,6 +636,17 @@ def test_unknown_id_without_network() -> None:
     assert "local folder" in str(error.value)
 
 
+def test_a_device_without_room_is_no_missing_file(
+    pipeline_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", fail)
+    with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory\.$"):
+        load_diffusion(_config(pipeline_copy))
+
+
 def test_revision_is_named_in_the_error() -> None:
     with pytest.raises(OSError, match=r"nobody/nothing \(revision v9\)"):
         load_diffusion(DiffusionConfig(source="nobody/nothing", revision="v9"))

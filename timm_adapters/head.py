@@ -46,7 +46,10 @@ class NormClassifierHead(ClassifierHead):  # type: ignore[misc]
         self._reset_norm(num_classes, device=options.get("device"), dtype=options.get("dtype"))
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map ``[B, C, h, w]`` to logits, or to pooled features ``[B, C]``."""
+        """Map ``[B, C, h, w]`` to logits, or to pooled features ``[B, C]``.
+
+        The norm belongs to the classifier: logits are ``fc(norm(pooled))``.
+        """
         pooled: Tensor = self.global_pool(x)
         if pre_logits:
             return pooled

@@ -266,7 +266,9 @@ def use_cache(encoder: nn.Module, store: FeatureStore | None, keep: Keep = "foun
     Weights that change are noticed, unless they are written through ``.data``, which torch does not
     count: diffusers' ``EMAModel.copy_to`` does so. Call this function after it; or copy with
     ``parameter.copy_(...)`` under `torch.no_grad`. Frozen foundations are known by a few values of
-    every tensor: who edits single weights of them, or hooks into them, does without a cache.
+    every tensor: who edits single weights of them, or hooks into them, does without a cache. What
+    one device or precision of matrix products has computed is found by others, which round
+    otherwise.
 
     Args:
         encoder: The encoder, or a module with one inside.

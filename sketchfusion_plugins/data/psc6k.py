@@ -8,7 +8,8 @@ What is read, from https://photo-sketch-correspondence-6k.s3.amazonaws.com/PSC6K
 
 and the pictures that they name relative to Sketchy's folder (`sketchfusion_plugins.data.sketchy`):
 ``photo/<...>/<category>/<file>`` and ``sketch/<...>/<category>/<file>``. Coordinates are numbers
-separated by ``;``, in pixels of the 256 x 256 pictures.
+separated by ``;``, in pixels of the 256 x 256 pictures. `load_psc6k` tells which pairs are trained
+on and which are judged.
 """
 
 from __future__ import annotations
@@ -191,7 +192,8 @@ def load_psc6k(
         if len(rows) < TRAIN_ROWS + TEST_ROWS:
             raise ValueError(
                 f"{annotations}: {name} has {len(rows)} pairs, the protocol 'sketchfusion' needs "
-                f"{TRAIN_ROWS + TEST_ROWS} of every category."
+                f"{TRAIN_ROWS + TEST_ROWS} of every category. Put pairs of your own into one "
+                "category; 'pscnet' judges any number."
             )
         chosen += (
             rows[:TRAIN_ROWS] if split == "train" else rows[TRAIN_ROWS : TRAIN_ROWS + TEST_ROWS]

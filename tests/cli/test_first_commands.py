@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from sketchfusion_plugins import __version__
 from sketchfusion_plugins.cli import app
-from sketchfusion_plugins.mmseg_scripts import find_config
+from sketchfusion_plugins.mmseg_scripts import config_file
 from sketchfusion_plugins.quickstart import QuickstartReport
 
 runner = CliRunner()
@@ -154,9 +154,9 @@ def test_unknown_config_lists_the_valid_ones(verb: str) -> None:
 def test_configs_of_every_format_of_mmengines(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"own.{suffix}"
     with pytest.raises(FileNotFoundError, match="no config file at"):
-        find_config(str(path))
+        config_file(str(path))
     path.touch()
-    assert find_config(str(path)) == path
+    assert config_file(str(path)) == path
 
 
 def test_options_before_the_config_are_told() -> None:
