@@ -34,8 +34,7 @@ from sketchfusion_plugins.data.openmoji_drawings import (
 from sketchfusion_plugins.data.openmoji_pairs import OpenMojiCorrespondence
 from sketchfusion_plugins.data.openmoji_parts import CLASSES, part_mask
 from sketchfusion_plugins.data.openmoji_scenes import OpenMojiScenes
-from sketchfusion_plugins.data.openmoji_tasks import AUGMENTATION
-from sketchfusion_plugins.data.warps import Warp, WarpConfig, random_warp
+from sketchfusion_plugins.data.warps import AUGMENTATION, Warp, WarpConfig, random_warp
 
 SEED = 0
 # Warps that every judged drawing is seen under; its score is their mean.

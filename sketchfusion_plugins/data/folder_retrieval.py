@@ -19,7 +19,7 @@ from sketchfusion_plugins.data.folder_tasks import (
 from sketchfusion_plugins.data.pictures import Picture, PictureDataset, by_concept_split
 from sketchfusion_plugins.data.task_data import SketchPhotoPairs, TaskData
 from sketchfusion_plugins.images import to_tensor
-from sketchfusion_plugins.metrics.retrieval import PROTOCOLS
+from sketchfusion_plugins.metrics.retrieval import MEASURES
 
 
 def retrieval(
@@ -56,7 +56,7 @@ def retrieval(
         measures: tuple[str, ...] = ("mAP@all", "P@100")
     else:
         seen, unseen = zero_shot.split_categories(names, protocol)
-        measures = PROTOCOLS[protocol]
+        measures = MEASURES[protocol]
         sketches = _spelt_alike(sketches, names)
         lacking = sorted(set(unseen) - {sketch.category for sketch in sketches})
         if lacking:
@@ -65,7 +65,7 @@ def retrieval(
                 f"{protocol} holds out. Is the data set complete, and spelt alike in both?"
             )
     if by == "instance":
-        measures = PROTOCOLS["fine_grained"]
+        measures = MEASURES["fine_grained"]
 
     def pick(pictures: Sequence[Picture], names: Sequence[str], transform: Any) -> PictureDataset:
         kept = [picture for picture in pictures if picture.category in set(names)]

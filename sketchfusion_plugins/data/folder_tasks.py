@@ -28,7 +28,7 @@ from sketchfusion_plugins.data.psc6k import (
     CorrespondenceDataset,
     KeyPointPair,
     Part,
-    Protocol,
+    ProtocolName,
     load_psc6k,
 )
 from sketchfusion_plugins.data.quickdraw import QuickDraw
@@ -40,18 +40,14 @@ from sketchfusion_plugins.data.segmentation_pairs import (
 )
 from sketchfusion_plugins.data.sketchy import load_sketchy
 from sketchfusion_plugins.data.strokes import StrokeStyle
-from sketchfusion_plugins.data.task_data import TaskData
+from sketchfusion_plugins.data.task_data import REPEATS, TaskData
 from sketchfusion_plugins.data.tuberlin import load_tuberlin
-from sketchfusion_plugins.data.warps import WarpConfig, random_warp
+from sketchfusion_plugins.data.warps import AUGMENTATION, random_warp
 from sketchfusion_plugins.images import to_tensor
 from sketchfusion_plugins.problems import Problems
 
 HELD_OUT = 0.3
-# Visits of a concept that see warps of their own before they repeat.
-REPEATS = 64
 VARIATION = {"stroke_dropout": 0.05, "perturbation": 0.3}
-# How far a drawing may be turned and bent and still be the same drawing.
-AUGMENTATION = WarpConfig(rotation=15, scale=1.15, shift=0.06, bend=0.02)
 Pictures = tuple[list[Picture], list[Picture]]
 Item = TypeVar("Item", Picture, KeyPointPair)
 
@@ -159,7 +155,7 @@ def quickdraw_recognition(source: str, size: int, seed: int, limit: int | None) 
     return data
 
 
-def psc6k(protocol: Protocol, source: str, size: int, seed: int, limit: int | None) -> TaskData:
+def psc6k(protocol: ProtocolName, source: str, size: int, seed: int, limit: int | None) -> TaskData:
     """PSC6K; its annotations lie beside Sketchy's folders ``photo`` and ``sketch``.
 
     Nothing is warped for training: what is fitted and what is trained on are the same.

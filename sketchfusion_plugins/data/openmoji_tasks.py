@@ -9,18 +9,14 @@ from torch.utils.data import ConcatDataset
 from sketchfusion_plugins.data.openmoji_drawings import Drawings, load_drawings
 from sketchfusion_plugins.data.openmoji_pairs import EmojiPictures, OpenMojiCorrespondence
 from sketchfusion_plugins.data.openmoji_scenes import OpenMojiScenes
-from sketchfusion_plugins.data.task_data import SketchPhotoPairs, TaskData
-from sketchfusion_plugins.data.warps import WarpConfig
-from sketchfusion_plugins.metrics.retrieval import PROTOCOLS
+from sketchfusion_plugins.data.task_data import REPEATS, SketchPhotoPairs, TaskData
+from sketchfusion_plugins.data.warps import AUGMENTATION, WarpConfig
+from sketchfusion_plugins.metrics.retrieval import MEASURES
 
-# Visits of a concept that see warps of their own before they repeat.
-REPEATS = 64
 # A class with fewer drawings leaves too few to judge.
 SMALLEST_CLASS = 10
 # A scene is of four families, and its drawing of a fifth.
 FAMILIES_OF_A_SCENE = 5
-# How far a drawing may be turned and bent and still be the same drawing.
-AUGMENTATION = WarpConfig(rotation=15, scale=1.15, shift=0.06, bend=0.02)
 
 
 def recognition(source: str, size: int, seed: int, limit: int | None) -> TaskData:
@@ -76,7 +72,7 @@ def retrieval(source: str, size: int, seed: int, limit: int | None) -> TaskData:
         # Line and picture are aligned: without a warp a search would compare pixels.
         gallery=EmojiPictures(test.concepts, test.color, None, WarpConfig(), seed),
         categories=test.categories,
-        measures=PROTOCOLS["fine_grained"],
+        measures=MEASURES["fine_grained"],
     )
 
 

@@ -29,7 +29,7 @@ from sketchfusion_plugins.data.pictures import instance_number, label_names
 from sketchfusion_plugins.data.tables import readable_table
 from sketchfusion_plugins.images import open_image, to_tensor
 
-Protocol = Literal["pscnet", "sketchfusion"]
+ProtocolName = Literal["pscnet", "sketchfusion"]
 Part = Literal["train", "test"]
 
 URL = "https://photo-sketch-correspondence-6k.s3.amazonaws.com/PSC6K.zip"
@@ -147,7 +147,7 @@ class CorrespondenceDataset(Dataset[dict[str, Any]]):
 
 
 def load_psc6k(
-    annotations: str | Path, protocol: Protocol = "pscnet", split: Part = "test"
+    annotations: str | Path, protocol: ProtocolName = "pscnet", split: Part = "test"
 ) -> list[KeyPointPair]:
     """Read the annotated pairs of a split.
 
@@ -170,7 +170,7 @@ def load_psc6k(
             with too few rows for the protocol.
     """
     for name, value, valid in (
-        ("protocol", protocol, get_args(Protocol)),
+        ("protocol", protocol, get_args(ProtocolName)),
         ("split", split, get_args(Part)),
     ):
         if value not in valid:

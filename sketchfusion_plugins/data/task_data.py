@@ -18,6 +18,8 @@ from sketchfusion_plugins.data.layout import IGNORED
 from sketchfusion_plugins.data.pictures import NO_INSTANCE
 
 Samples = Dataset[dict[str, Any]]
+# Visits of a concept that see warps of their own before they repeat.
+REPEATS = 64
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,10 @@ class WarpConfig:
         return 2 * math.pi * self.bend * self.cycles * self.scale
 
 
+# How far a drawing may be turned and bent and still be the same drawing.
+AUGMENTATION = WarpConfig(rotation=15, scale=1.15, shift=0.06, bend=0.02)
+
+
 @dataclass(frozen=True, eq=False)
 class Warp:
     """One warp, for pictures of any size; see the module for the map.

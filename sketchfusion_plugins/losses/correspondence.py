@@ -23,8 +23,7 @@ from sketchfusion_plugins.heads.cells import (
     visible_points,
 )
 from sketchfusion_plugins.heads.matching import TEMPERATURE, match_points
-
-LARGEST_SCALE = 100.0
+from sketchfusion_plugins.losses.contrast import INITIAL_TEMPERATURE, LARGEST_SCALE
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,9 @@ class CorrespondenceLoss(nn.Module):
         self.config = CorrespondenceLossConfig() if config is None else config
         # Absent where unused: a parameter without gradient stops distributed training.
         self.log_scale = (
-            nn.Parameter(torch.tensor(math.log(1 / 0.07))) if self.config.contrastive else None
+            nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
+            if self.config.contrastive
+            else None
         )
 
     def forward(
@@ -211,7 +212,7 @@ def matched_contrast(
     *,
     source_stride: Stride,
     target_stride: Stride,
-    scale: Tensor | float = 1 / 0.07,
+    scale: Tensor | float = 1 / INITIAL_TEMPERATURE,
     visible: Tensor | None = None,
 ) -> Tensor:
     """Symmetric cross entropy that tells a key point's match from the pair's other key points.

@@ -19,7 +19,7 @@ from sketchfusion_plugins.metrics.retrieval_definitions import Definition, find_
 # Scores held at a time; the largest gallery of the literature has 204 thousand photos.
 CHUNK_ELEMENTS = 2**23
 
-PROTOCOLS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         # By the names of the shipped zero-shot splits. Sources: Yelamarthi et al., ECCV 2018;
         # Shen et al., CVPR 2018; Dey et al. (Doodle2Search), CVPR 2019.
@@ -94,7 +94,7 @@ def score_embeddings(
         query_labels: Classes or instances ``[Q]``; an item with the query's label is relevant.
         gallery_labels: The same, ``[G]``.
         measures: ``"mAP@all"``, ``"mAP@k"``, ``"P@k"``, ``"Acc@k"`` (share of queries with a
-            relevant item in the top k); see ``PROTOCOLS``.
+            relevant item in the top k); see ``MEASURES``.
         definition: A name, see `find_definition`, or one's own.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sketchfusion_plugins.metrics import retrieval
 from sketchfusion_plugins.metrics.retrieval import (
-    PROTOCOLS,
+    MEASURES,
     RetrievalScores,
     group_weights,
     score_by_definitions,
@@ -80,7 +80,7 @@ def test_accuracy_at_k_of_instances() -> None:
         + torch.tensor([[0.0], [1], [0]]) * (2 * gallery[6])
     )
     result = score_embeddings(
-        queries, gallery, torch.tensor([3, 5, 7]), torch.arange(12), PROTOCOLS["fine_grained"]
+        queries, gallery, torch.tensor([3, 5, 7]), torch.arange(12), MEASURES["fine_grained"]
     )
     assert result.values["Acc@1"].tolist() == [1, 0, 1]
     assert result.values["Acc@5"].tolist() == [1, 1, 1]
@@ -300,12 +300,12 @@ def test_no_more_scores_are_held_than_allowed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_protocols_name_measures_that_exist() -> None:
-    for measures in PROTOCOLS.values():
+    for measures in MEASURES.values():
         result = score_rankings(SCORES, RANKS, measures)
         assert set(result.values) == set(measures)
-    assert PROTOCOLS["sketchy_21"] == ("mAP@200", "P@200")
-    assert PROTOCOLS["tuberlin_30"] == ("mAP@all", "P@100")
-    assert PROTOCOLS["quickdraw_30"] == ("mAP@all", "P@200")
+    assert MEASURES["sketchy_21"] == ("mAP@200", "P@200")
+    assert MEASURES["tuberlin_30"] == ("mAP@all", "P@100")
+    assert MEASURES["quickdraw_30"] == ("mAP@all", "P@200")
 
 
 @pytest.mark.parametrize(
