@@ -17,6 +17,7 @@ from sketchfusion_plugins.cache import FeatureStore
 from sketchfusion_plugins.data.sources import load_task_data
 from sketchfusion_plugins.evaluation.judge import Judge
 from sketchfusion_plugins.losses.correspondence import CorrespondenceLossConfig
+from sketchfusion_plugins.losses.query import QueryLossConfig
 from sketchfusion_plugins.tasks.load import TASKS
 
 Hints = dict[str, Any]
@@ -66,6 +67,11 @@ REGISTRIES: dict[str, Registry] = {
     "optim_wrapper.optimizer": OPTIMIZERS,
     "param_scheduler.*": PARAM_SCHEDULERS,
     "train_cfg": LOOPS,
+}
+# Of tasks whose loss has options.
+LOSSES: dict[str, Callable[..., Any]] = {
+    "correspondence": CorrespondenceLossConfig.__init__,
+    "query_segmentation": QueryLossConfig.__init__,
 }
 # Arguments that do not come from a config.
 GIVEN = {"self", "dataloader", "device", "encoder", "evaluator", "optimizer", "params", "runner"}
@@ -146,8 +152,8 @@ def _known(config: Config, held: Any, place: str) -> Hints:
     }
     if task in TASKS:
         readers["task.settings"] = TASKS[task].__init__
-    if task == "correspondence":
-        readers["task.settings.loss"] = CorrespondenceLossConfig.__init__
+    if task in LOSSES:
+        readers["task.settings.loss"] = LOSSES[task]
     taken = _arguments(readers[place]) if place in readers else {}
     if place == "data":
         del taken["task"]

@@ -8,10 +8,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from sketchfusion_plugins.data.layout import IGNORED
 from sketchfusion_plugins.data.task_data import labelled_mask
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.heads.query import Pooling, QuerySegmentationHead, ink_cells
-from sketchfusion_plugins.losses.query import query_segmentation_loss
+from sketchfusion_plugins.losses.query import QueryLossConfig, query_segmentation_loss
 from sketchfusion_plugins.metrics.query_segmentation import fit_threshold
 from sketchfusion_plugins.tasks.base import Task
 
@@ -23,19 +24,33 @@ class QuerySegmentation(Task):
         encoder: Encoder that aggregates to one map.
         pooling: ``"ink"`` averages the cells of the sketch's map that strokes run through;
             ``"all"`` the whole map, as the paper does, where paper outweighs what is drawn.
+        loss: Options of `sketchfusion_plugins.losses.query.QueryLossConfig`: weights of binary
+            cross entropy and Dice, and Dice's smoothing.
 
     Raises:
-        ValueError: No single map, or an unknown pooling.
+        ValueError: No single map, an unknown pooling, or an option is out of range.
     """
 
     name = "query_segmentation"
     most_fitted = 256
     part_suffices = True
 
-    def __init__(self, encoder: SketchFusionEncoder, pooling: Pooling = "ink") -> None:
-        super().__init__(encoder, {"pooling": pooling})
+    def __init__(
+        self,
+        encoder: SketchFusionEncoder,
+        pooling: Pooling = "ink",
+        loss: Mapping[str, Any] | None = None,
+    ) -> None:
+        options = {} if loss is None else {"loss": dict(loss)}
+        super().__init__(encoder, {"pooling": pooling, **options})
         if pooling not in get_args(Pooling):
             raise ValueError(f"pooling must be one of {get_args(Pooling)}, got {pooling!r}.")
+        self.loss_config = QueryLossConfig(**(loss or {}))
+        if self.loss_config.ignore_index != IGNORED:
+            raise ValueError(
+                f"the task's data mark what is not judged with {IGNORED}, got ignore_index "
+                f"{self.loss_config.ignore_index}. Leave it out."
+            )
         self.head = QuerySegmentationHead(pooling)
 
     def forward(self, sketch: Tensor, photo: Tensor) -> Tensor:
@@ -80,4 +95,5 @@ class QuerySegmentation(Task):
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Losses of ``sketch``, ``photo`` and ``mask``; see `labelled_mask`."""
-        return query_segmentation_loss(self(batch["sketch"], batch["photo"]), labelled_mask(batch))
+        logits = self(batch["sketch"], batch["photo"])
+        return query_segmentation_loss(logits, labelled_mask(batch), self.loss_config)

@@ -97,6 +97,10 @@ def test_what_a_config_may_have_is_merged() -> None:
     assert wrapper.paramwise_cfg.custom_keys.threshold.lr_mult == 10, "merged, not replaced"
     assert config.param_scheduler[1].eta_min == 0 and config.custom_hooks[0].type == "EMAHook"
     assert merge("correspondence", task__settings__loss__radius=3).task.settings.loss.radius == 3
+    weighed = merge("query_segmentation", task__settings__loss__dice=0.5)
+    assert weighed.task.settings.loss.dice == 0.5
+    with pytest.raises(ValueError, match=r"task.settings.loss has no 'dices'; did you mean dice"):
+        merge("query_segmentation", task__settings__loss__dices=0.5)
     replaced = {"type": "SGD", "lr": 0.1, "momentum": 0.9, "_delete_": True}
     assert merge("recognition", optim_wrapper__optimizer=replaced).optim_wrapper.optimizer == {
         "type": "SGD",

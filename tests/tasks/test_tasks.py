@@ -252,6 +252,23 @@ def test_correspondence_asks_for_kornia_where_it_needs_it(
     assert set(contrast.loss(batch)) == {"loss_contrastive"}
 
 
+def test_losses_of_query_segmentation_have_weights(
+    make: Callable[..., Any], batch: dict[str, Any], tmp_path: Path
+) -> None:
+    plain = make("query_segmentation").eval().loss(batch)
+    settings = {"loss": {"bce": 0.25, "dice": 2.0}}
+    task = make("query_segmentation", settings=settings).eval()
+    for name, weight in (("loss_bce", 0.25), ("loss_dice", 2.0)):
+        torch.testing.assert_close(task.loss(batch)[name], weight * plain[name])
+    task.save_pretrained(tmp_path)
+    again = load_task(tmp_path).eval()
+    assert again.loss(batch) == task.loss(batch)
+    alone = make("query_segmentation", settings={"loss": {"bce": 0}})
+    assert set(alone.loss(batch)) == {"loss_dice"}
+    with pytest.raises(ValueError, match=r"not judged with 255, got ignore_index -1"):
+        make("query_segmentation", settings={"loss": {"ignore_index": -1}})
+
+
 def test_correspondence_by_hand(make: Callable[..., Any], batch: dict[str, Any]) -> None:
     task = make("correspondence").eval()
     source, target = task.encoder(batch["source"]), task.encoder(batch["target"])
