@@ -48,8 +48,8 @@ class Judge:
         workers: Processes that load data.
         progress: Show progress bars, when standard error is a terminal.
         definition: What mAP@k and P@k of retrieval are computed by, one or several names of
-            `sketchfusion_plugins.metrics.retrieval.DEFINITIONS`; several are told apart in the
-            names of measures. None for "standard".
+            `sketchfusion_plugins.metrics.retrieval_definitions.DEFINITIONS`; several are told apart
+            in the names of measures. None for "standard".
 
     Raises:
         ValueError: Unknown task or definition, or a definition for another task than retrieval.

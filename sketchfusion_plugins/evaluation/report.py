@@ -72,15 +72,15 @@ class Measured:
         independent = len(items) if groups is None else len(np.unique(np.asarray(groups)))
         if independent == len(items):
             groups = None
-        # Resamples of items that are all right, or all wrong, would leave no interval.
-        alike = mean in (0.0, 1.0)
-        binary = weighing is None and groups is None and np.isin(items, (0.0, 1.0)).all()
-        if binary or (alike and weighing is None):
+        if weighing is None and groups is None and np.isin(items, (0.0, 1.0)).all():
             interval = wilson(mean, independent)
         elif independent == 1:
             interval = Interval(0.0, 1.0)
         else:
             interval = bootstrap_mean(items, groups, weighing)
+            if groups is not None and weighing is None and interval.low == interval.high:
+                # Groups of one mean, such as few that are all right, would leave no interval.
+                interval = wilson(mean, independent)
         # Rounding must not put the mean outside of its interval.
         return cls(mean, min(interval.low, mean), max(interval.high, mean), len(items))
 

@@ -59,10 +59,10 @@ def check_stack() -> None:
 @contextmanager
 def _without_known_messages() -> Iterator[None]:
     """Imports without what mm-packages say of optional companions that nothing here uses."""
+    warnings.filterwarnings("ignore", "Fail to import ``MultiScaleDeformableAttention``")
     printed = StringIO()
     try:
-        with redirect_stdout(printed), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Fail to import ``MultiScaleDeformableAttention``")
+        with redirect_stdout(printed):
             yield
     finally:
         for line in printed.getvalue().splitlines():

@@ -246,7 +246,9 @@ def test_right_and_wrong_in_groups() -> None:
     assert Measured.of(items, groups=range(8)) == Measured.of(items)
     interval = bootstrap_mean([1.0, 0.0, 1.0, 1.0])
     assert Measured.of(items, groups=pairs) == Measured(0.75, *interval, 8)
-    # Of four groups, not of eight items: resamples would leave no interval.
+    # Of four groups, not of eight items: resamples of groups that are alike leave no interval.
     for value in (0, 1):
         assert Measured.of([value] * 8, groups=pairs) == Measured(value, *wilson(value, 4), 8)
+    assert Measured.of([1, 0] * 4, groups=pairs) == Measured(0.5, *wilson(0.5, 4), 8)
+    assert Measured.of([1, 1], groups=[3, 3]) == Measured(1.0, 0.0, 1.0, 2)
     assert Measured.of([0.5, 0.25], groups=[1, 1]) == Measured(0.375, 0.0, 1.0, 2)
