@@ -162,7 +162,7 @@ def _build_runner(
     resume: bool,
     wrapper: dict[str, Any],
 ) -> Runner:
-    """Mmengine's runner of a training that judges the task at its end."""
+    """Runner of a training that judges the task at its end."""
     part = data.fit
 
     def finish(trained: Task) -> None:
