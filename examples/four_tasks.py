@@ -15,7 +15,8 @@ from rich.console import Console
 from sketchfusion_plugins.data.sources import load_task_data
 from sketchfusion_plugins.evaluation.ladder import baseline_identities, baselines, evaluate
 from sketchfusion_plugins.inference.identity import identity_of
-from sketchfusion_plugins.mm.task_config import build_encoder, read_task_config
+from sketchfusion_plugins.inference.models import fresh_encoder
+from sketchfusion_plugins.mm.task_config import encoder_config, read_task_config
 from sketchfusion_plugins.mm.train_task import train_task
 from sketchfusion_plugins.tasks.load import load_task
 
@@ -51,7 +52,7 @@ def main() -> None:
         if not finished.exists():
             train_task(config, data)
             finished.touch()
-        encoder = build_encoder(config.encoder)
+        encoder = fresh_encoder(encoder_config(config.encoder), arguments.seed)
         models = baselines(name, encoder)
         models["fused, trained"] = lambda run=run: load_task(run / "adapters")
         identities = baseline_identities(encoder.config, arguments.seed)

@@ -241,10 +241,13 @@ def _are_replaced(encoder: SketchFusionEncoder) -> bool:
 
     Not of those that were trained, which are written in any case.
     """
-    built = encoder.foundation_samples
-    if not built or encoder.holds_trained_foundations:
-        # Built without values, they were given some since.
+    if encoder.holds_trained_foundations:
         return False
+    built = encoder.foundation_samples
+    if not built:
+        # Built on the meta device, they were given values since: not those of the random seed.
+        given = not any(parameter.is_meta for parameter in encoder.parameters())
+        return given and encoder.config.weights == "random"
     found = sample_modules(_foundations(encoder), built)
     return found.keys() != built.keys() or any(found[title] is not built[title] for title in built)
 

@@ -30,6 +30,7 @@ from sketchfusion_plugins.checkpoint import (
     fingerprint,
     load_adapters,
     save_adapters,
+    writes_foundations,
 )
 from sketchfusion_plugins.config import EncoderConfig
 
@@ -125,6 +126,24 @@ def test_unfrozen_foundations_are_written_too(build: Any, tmp_path: Path) -> Non
     encoder.save_pretrained(tmp_path)
     assert set(load_file(tmp_path / WEIGHTS_FILE)) == set(encoder.state_dict())
     _assert_same(SketchFusionEncoder.from_pretrained(tmp_path), _snapshot(encoder))
+
+
+def test_weights_given_to_an_empty_model_are_written_too(build: Any, tmp_path: Path) -> None:
+    """As large models are loaded: built on the meta device, then filled."""
+    config = build().config.replace(weights="random")
+    filled = SketchFusionEncoder(config).eval()
+    with torch.no_grad():
+        for parameter in filled.diffusion.parameters():
+            parameter += 0.1
+    with torch.device("meta"):
+        encoder = SketchFusionEncoder(config).eval()
+    encoder.load_state_dict(filled.state_dict(), assign=True)
+    assert writes_foundations(encoder)
+    encoder.save_pretrained(tmp_path)
+    assert set(load_file(tmp_path / WEIGHTS_FILE)) == set(encoder.state_dict())
+    _assert_same(SketchFusionEncoder.from_pretrained(tmp_path), _snapshot(filled))
+    # The seed's own weights need no file.
+    assert not writes_foundations(SketchFusionEncoder(config))
 
 
 def test_adapters_may_start_the_training_of_the_foundations(build: Any, tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ from sketchfusion_plugins.config import Weights
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+# As configs write them.
+PYTHON = {"True": True, "False": False, "None": None}
+
 
 def train(
     task: Annotated[
@@ -245,7 +248,7 @@ def _choose_model(config: Config, name: str, weights: Weights | None, size: int 
 
 
 def _parse(settings: list[str]) -> dict[str, Any]:
-    """Settings ``KEY=VALUE``, whose values are JSON or else text."""
+    """Settings ``KEY=VALUE``, whose values are JSON, Python's constants or else text."""
     parsed: dict[str, Any] = {}
     for setting in settings:
         key, separator, text = setting.partition("=")
@@ -254,5 +257,5 @@ def _parse(settings: list[str]) -> dict[str, Any]:
         try:
             parsed[key] = json.loads(text)
         except json.JSONDecodeError:
-            parsed[key] = text
+            parsed[key] = PYTHON.get(text, text)
     return parsed

@@ -48,7 +48,9 @@ class FrozenFoundations:
         inner, encoder = find_encoder(self)
         state = dict(encoder.state_dict(prefix=prefix + inner))
         if encoder.config.freeze_foundations:
-            state[prefix + FINGERPRINT] = getattr(self, FINGERPRINT)
+            known = getattr(self, FINGERPRINT, None)
+            # Built on the meta device, foundations were given values since.
+            state[prefix + FINGERPRINT] = _fingerprint(encoder) if known is None else known
         return state
 
     def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:

@@ -289,6 +289,6 @@ def _join_processes(config: Config) -> dict[str, Any]:
         "model_wrapper_cfg": {
             "type": "MMDistributedDataParallel",
             "device_ids": None,
-            "broadcast_buffers": False,
+            "forward_sync_buffers": False,
         }
     }

@@ -380,6 +380,12 @@ def test_another_model_keeps_how_a_config_computes(
         run("train", own, "--model", model, "--work-dir", tmp_path / "work", status=1)
         assert seen[-1][named] == str(model)
         assert seen[-1]["with_cp"] is True and seen[-1]["cache"] == {"folder": "kept"}
+    # Python's constants, as configs and messages write them.
+    settings = ("encoder.with_cp=False", "encoder.cache=None", "encoder.changes.final_norm=True")
+    given = [part for setting in settings for part in ("--set", setting)]
+    run("train", own, *given, "--work-dir", tmp_path / "work", status=1)
+    assert seen[-1]["with_cp"] is False and seen[-1]["cache"] is None
+    assert seen[-1]["changes"]["final_norm"] is True
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,18 @@ def test_full_state_replaces_other_foundations(config: Any, sketches: Any) -> No
     other.load_state_dict(built.state_dict(), strict=True)
 
 
+def test_full_state_of_what_was_empty(config: Any, sketches: Any) -> None:
+    """Built on the meta device, then filled."""
+    built = SketchFusion(config=config.to_dict())
+    with torch.device("meta"):
+        empty = SketchFusion(config=config.replace(weights="random").to_dict())
+    empty.load_state_dict(built.full_state_dict(), assign=True, strict=False)
+    other = SketchFusion(config=config.replace(weights="random").to_dict())
+    assert not other.load_state_dict(empty.full_state_dict(), strict=True).missing_keys
+    for level, expected in zip(other(sketches(1)), built(sketches(1)), strict=True):
+        torch.testing.assert_close(level, expected, atol=0, rtol=0)
+
+
 def test_incomplete_or_altered_foundations_are_refused(config: Any) -> None:
     built = SketchFusion(config=config.to_dict())
     other = SketchFusion(config=config.replace(weights="random").to_dict())
