@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sketchfusion_plugins.cli.completion import complete_model
-from sketchfusion_plugins.config import Weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 
 PARTIAL = 3
 
+# As `sketchfusion_plugins.config` has it, which reading the command line does not load.
+Weights = Literal["pretrained", "random"]
 Precision = Literal["float32", "bfloat16"]
 
 _HOW = "How it runs"

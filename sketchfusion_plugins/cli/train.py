@@ -15,10 +15,10 @@ from sketchfusion_plugins.cli.common import (
     CacheLimitOption,
     JsonOption,
     SplitSeedOption,
+    Weights,
     errors_in_one_line,
 )
 from sketchfusion_plugins.cli.completion import complete_task, complete_trainable
-from sketchfusion_plugins.config import Weights
 
 if TYPE_CHECKING:
     from mmengine.config import Config
