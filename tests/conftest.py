@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -382,6 +384,30 @@ def build(config: Any, randomize: Any) -> Callable[..., Any]:
         return encoder if untouched else randomize(encoder, seed)
 
     return make
+
+
+@pytest.fixture
+def two_processes() -> Any:
+    """Runs a script with a folder and its rank, 0 and 1, while a block runs; both must succeed."""
+
+    @contextmanager
+    def run(script: str, folder: Path) -> Iterator[None]:
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", script, str(folder), str(rank)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        yield
+        for worker in workers:
+            # So that nothing hangs; a busy machine may need minutes.
+            output, _ = worker.communicate(timeout=600)
+            assert worker.returncode == 0, output
+
+    return run
 
 
 @pytest.fixture(scope="session")

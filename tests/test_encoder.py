@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -25,8 +23,6 @@ from sketchfusion_plugins.encoder import FeatureLevels, FoundationOutputs, Sketc
 from sketchfusion_plugins.null_prompt import load_null_embedding
 from sketchfusion_plugins.presets import preset
 from sketchfusion_plugins.semantic import SemanticBranch
-
-PATIENCE = 600  # seconds, so that nothing hangs; a busy machine may need minutes
 
 SITES = ("down0", "down1", "down2", "down3", "up0", "up1", "up2")
 FOUNDATIONS = ("diffusion.", "semantic.")
@@ -903,7 +899,7 @@ distributed.destroy_process_group()
 
 
 def test_distributed_gradients_equal_those_of_the_union(
-    build: Any, sketches: Any, tmp_path: Path
+    build: Any, sketches: Any, two_processes: Any, tmp_path: Path
 ) -> None:
     encoder = build().train()
     images = sketches(4)
@@ -917,19 +913,8 @@ def test_distributed_gradients_equal_those_of_the_union(
         },
         tmp_path / "given.pt",
     )
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path), str(rank)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    (encoder(images) * targets).mean().backward()
-    for worker in workers:
-        output, _ = worker.communicate(timeout=PATIENCE)
-        assert worker.returncode == 0, output
+    with two_processes(WORKER, tmp_path):
+        (encoder(images) * targets).mean().backward()
     adapters = _adapters(encoder)
     for rank in range(2):
         grads = torch.load(tmp_path / f"grads{rank}.pt")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +51,7 @@ distributed.destroy_process_group()
 
 @pytest.mark.parametrize("loss", ["contrast", "triplet"])
 def test_two_processes_train_on_their_union(
-    loss: str, build: Any, sketches: Any, tmp_path: Path
+    loss: str, build: Any, sketches: Any, two_processes: Any, tmp_path: Path
 ) -> None:
     task = Retrieval(build(), dim=16, grid=2, loss=loss).train()
     # Two pairs of one instance, one in each process.
@@ -69,20 +67,9 @@ def test_two_processes_train_on_their_union(
         "loss": loss,
     }
     torch.save(given, tmp_path / "given.pt")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path), str(rank)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    expected = task.loss(batch)["loss"]
-    expected.backward()
-    for worker in workers:
-        output, _ = worker.communicate(timeout=300)
-        assert worker.returncode == 0, output
+    with two_processes(WORKER, tmp_path):
+        expected = task.loss(batch)["loss"]
+        expected.backward()
     alone = Retrieval(task.encoder, dim=16, grid=2, loss=loss).train()
     alone.load_state_dict(task.state_dict())
     half = {name: values[:3] for name, values in batch.items()}

@@ -150,17 +150,21 @@ def test_trained_foundations_under_a_config_that_freezes_them(
         model.load_state_dict(state)
 
 
-def test_architectures_of_the_package_are_named(
-    segmentor_config: Any, config: Any, tmp_path: Path
-) -> None:
+def _trained_tiny(segmentor_config: Any, weights: str, folder: Path) -> Trained:
     model = segmentor_config()
     model["backbone"] = {
         "type": "SketchFusion",
         "variant": "sketchfusion_tiny",
-        "weights": "random",
+        "weights": weights,
     }
     model["neck"]["in_channels"] = [96, 144, 144]
-    trained = Trained(tmp_path, model)
+    return Trained(folder, model)
+
+
+def test_architectures_of_the_package_are_named(
+    segmentor_config: Any, config: Any, tmp_path: Path
+) -> None:
+    trained = _trained_tiny(segmentor_config, "random", tmp_path)
     config_path, _ = export_merged(trained.config, trained.checkpoint, tmp_path / "merged")
     assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == [
         "config.py",
@@ -174,14 +178,7 @@ def test_the_package_s_own_weights(segmentor_config: Any, tmp_path: Path) -> Non
     """Their CLIP has batch norms, which have counted batches."""
     from mmseg.apis import init_model
 
-    model = segmentor_config()
-    model["backbone"] = {
-        "type": "SketchFusion",
-        "variant": "sketchfusion_tiny",
-        "weights": "pretrained",
-    }
-    model["neck"]["in_channels"] = [96, 144, 144]
-    trained = Trained(tmp_path, model)
+    trained = _trained_tiny(segmentor_config, "pretrained", tmp_path)
     written = export_merged(trained.config, trained.checkpoint, tmp_path / "merged")
     merged = init_model(*map(str, written), device="cpu")
     torch.testing.assert_close(logits(merged), trained.logits, atol=0, rtol=0)
