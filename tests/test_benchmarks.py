@@ -16,7 +16,7 @@ import torch
 FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
 MODULES = ("models", "plain", "report", "rows", "speed", "timing")
 KEYS = {
-    *("a", "b", "b2", "c", "d", "d2", "f", "f2"),
+    *("a", "b", "b2", "c", "d", "d2", "f", "f2", "k1", "k2"),
     *(f"e{number}" for number in range(10)),
     *(f"g{number}" for number in range(1, 7)),
     *(f"{letter}{number}" for letter in "ht" for number in range(1, 5)),
@@ -60,6 +60,7 @@ def test_every_row_is_measured(report: dict[str, Any]) -> None:
     # Two copies of the image through VAE and UNet, one through CLIP; the last block of the UNet.
     assert rows["b2"]["gflop"] < rows["b"]["gflop"] < rows["a"]["gflop"] < 2 * rows["b2"]["gflop"]
     assert rows["f"]["gflop"] < rows["c"]["gflop"] < rows["b2"]["gflop"]
+    assert rows["k1"]["gflop"] == rows["c"]["gflop"]
     assert rows["d"]["weights_mib"] < 0.6 * rows["c"]["weights_mib"]
 
 

@@ -10,7 +10,7 @@ from timing import Measured, peaks
 
 Results = Mapping[str, Measured]
 MIB = 2**20
-SHOWN_IN_PLOT = ("b", "c", "d", "d2", "f", "f2", "g", "l")
+SHOWN_IN_PLOT = ("b", "c", "d", "d2", "f", "f2", "g", "k", "l")
 
 
 def to_dict(results: Results, batch: int, clock: str = "wall") -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ def plot(report: Mapping[str, Any], path: Path) -> None:
             if row["row"].rstrip("0123456789") in SHOWN_IN_PLOT or row["row"] in SHOWN_IN_PLOT
         ][::-1]
         times = [row["median_s"] / case["batch"] for row in rows]
-        colours = ["tab:orange" if row["row"][0] in "cd" else "tab:gray" for row in rows]
+        colours = ["tab:orange" if row["row"][0] in "cdk" else "tab:gray" for row in rows]
         bars = axis.barh([row["title"] for row in rows], times, color=colours)
         axis.bar_label(bars, fmt="%.3g", padding=2, fontsize=7)
         axis.tick_params(labelsize=7)
@@ -107,7 +107,7 @@ def _table(rows: Sequence[Mapping[str, Any]], batch: int) -> list[str]:
     ]
     for row in rows:
         machine = row["row"][0] == "h"
-        inference = row["row"][0] in "abcde"
+        inference = row["row"][0] in "abcdek"
         cells = [
             row["row"],
             row["title"],
@@ -115,7 +115,7 @@ def _table(rows: Sequence[Mapping[str, Any]], batch: int) -> list[str]:
             "" if machine else f"{row['cpu_median_s'] / batch:.4g}",
             _shown(row["images_per_s"], "{:.3g}"),
             _shown(row["times_faster_than_b"] if inference else None, "{:.2f}x"),
-            _shown(row["over_floor"] if row["row"][0] in "cd" else None, "{:+.1%}"),
+            _shown(row["over_floor"] if row["row"][0] in "cdk" else None, "{:+.1%}"),
             f"{row['gflop_per_s']:.0f} / s" if machine else f"{row['gflop'] / batch:.4g}",
             _shown(row["share_of_peak"], "{:.0%}"),
             "" if machine else _shown(row["peak_mib"], "{:,.0f}"),

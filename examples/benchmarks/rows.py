@@ -28,6 +28,20 @@ def ours(fp32: Models, bf16: Models) -> list[Row]:
     ]
 
 
+def compiled(fp32: Models, bf16: Models, smoke: bool) -> list[Row]:
+    """Row (k): (c) and (d) as `torch.compile` makes them."""
+    # Every size, batch and precision compiles the same code anew, up to a limit.
+    torch.compiler.reset()
+    backend = "eager" if smoke else "inductor"
+    rows = []
+    for key, title, models in (("k1", "(c) compiled", fp32), ("k2", "(d) compiled", bf16)):
+        encoder = models.encoder
+        run = torch.compile(encoder, backend=backend)
+        precision = "float32" if models is fp32 else "bfloat16"
+        rows.append(Row(key, title, run, (encoder,), precision, compiled=True))
+    return rows
+
+
 def without(fp32: Models, bf16: Models, light_vae: bool) -> list[Row]:
     """Row (e): (d) with each optimisation off in turn, and diffusers' fused QKV."""
     encoder = bf16.encoder

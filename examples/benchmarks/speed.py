@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from models import build_models
 from plain import floors, plain_levels, recipe
 from report import plot, to_dict, to_markdown
-from rows import machine, others, ours, training, without
+from rows import compiled, machine, others, ours, training, without
 from timing import Row, measure, operators
 from torch import Tensor
 
@@ -62,6 +62,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         image = (torch.rand(batch, 3, size, size, generator=generator) * 2 - 1).to(device)
         rows = [*ours(fp32, bf16), *floors(fp32, bf16)]
+        rows += compiled(fp32, bf16, options.smoke)
         rows += machine(device, options.smoke)
         rows += others(options.model, size, batch, device)
         if batch == 1:
@@ -128,7 +129,8 @@ def _chosen(
         wanted = options.rows
         return [row for row in rows if {"all", row.key, row.key[0]} & set(wanted)]
     if not first:
-        rows = [row for row in rows if row.key[0] not in "aet"]
+        once = "aekt" if options.model == "base" else "aet"
+        rows = [row for row in rows if row.key[0] not in once]
     if options.device == "cpu" and batch * size**2 > 1_500_000:
         rows = [row for row in rows if row.precision == "bfloat16" and row.key[0] != "g"]
     elif options.device == "cpu" and options.model == "base":

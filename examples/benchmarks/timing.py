@@ -42,6 +42,7 @@ class Row:
         precision: Whose peak it is compared with: ``"float32"`` or ``"bfloat16"``.
         grad: Run with gradients enabled.
         flops: Floating point operations, where they cannot be counted.
+        compiled: The first run that is not counted compiles; it is not timed.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Row:
     precision: str = "float32"
     grad: bool = False
     flops: int | None = None
+    compiled: bool = False
 
 
 @dataclass
@@ -110,6 +112,8 @@ def measure(
                     result.added = max(added, result.added or 0)
                 if turn == 0:
                     result.flops = row.flops or flops
+                    if row.compiled:
+                        run_once(row, image, count=False)
                 if turn > 0 or seconds > patience:
                     result.seconds.append(seconds)
                     result.cpu_seconds.append(cpu_seconds)

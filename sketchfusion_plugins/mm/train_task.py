@@ -11,7 +11,7 @@ from uuid import uuid4
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import init_dist
+from mmengine.dist import get_world_size, init_dist
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, distributed
@@ -62,12 +62,13 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
             adapters that it starts from.
     """
     _refuse_early(config)
+    wrapper = _join_processes(config)
+    _refuse_small_batch(config)
     if data is None:
         begun = [config.encoder.adapters] if config.encoder.get("adapters") else []
         asked = config.data.get("seed")
         config.data.seed = split_seed(begun, config.task.name, config.data.source, asked)
     start, resume = find_start(config)
-    wrapper = _join_processes(config)
     if data is None:
         data = load_task_data(config.task.name, **config.data)
     config[FOUND] = describe_data(data)
@@ -96,13 +97,6 @@ def _refuse_early(config: Config) -> None:
             "pooling on a grid has no deterministic gradient. Leave it out: runs of one seed then "
             "differ by rounding alone."
         )
-    kind, batch_size = TASKS.get(config.task.name), config.train_dataloader.batch_size
-    if kind is not None and batch_size < kind.least_batch:
-        raise ValueError(
-            f"{kind.name} tells the items of a batch apart and learns nothing from batches of "
-            f"{batch_size}. Set a batch size of at least {kind.least_batch} for each process; "
-            "encoder.with_cp=True saves memory."
-        )
     wrapper_type = config.optim_wrapper.get("type")
     amp = getattr(wrapper_type, "__name__", str(wrapper_type)).endswith("AmpOptimWrapper")
     if amp and get_device() in ("cpu", "mps"):
@@ -111,6 +105,17 @@ def _refuse_early(config: Config) -> None:
             f"like, and this trains on {get_device()}. Leave it out; "
             "--set encoder.changes.foundation_dtype=bfloat16 holds the foundations in half "
             "precision everywhere."
+        )
+
+
+def _refuse_small_batch(config: Config) -> None:
+    """Refuse a batch, of all processes together, of which nothing is learned."""
+    kind, batch_size = TASKS.get(config.task.name), config.train_dataloader.batch_size
+    if kind is not None and batch_size * get_world_size() < kind.least_batch:
+        raise ValueError(
+            f"{kind.name} tells the items of a batch apart and learns nothing from batches of "
+            f"{batch_size}. Set a batch size of at least {kind.least_batch}; "
+            "encoder.with_cp=True saves memory."
         )
 
 

@@ -28,7 +28,8 @@ class Task(nn.Module):
         most_fitted: Of how many items `fit_head` sees at most, evenly spaced.
         part_suffices: Whether it fits the head to such a part after training too, instead of
             leaving it as gradient made it.
-        least_batch: Of how many items a batch must be for its loss to teach something.
+        least_batch: Of how many items a batch, of all processes together, must be for its loss to
+            teach something.
         settings: Arguments, beside the encoder, that build it again; JSON values.
         image_size: Side, in pixels, of the square images it was trained on; None if not known.
         split: Part of its data that it was trained on; None if not known.

@@ -344,15 +344,17 @@ def test_loss_falls_on_a_few_fixed_samples(
     assert last < 0.8 * first, losses
 
 
+# Two pairs, one in each process, are enough for retrieval to tell them apart.
+@pytest.mark.parametrize(("name", "batch_size"), [("query_segmentation", 2), ("retrieval", 1)])
 def test_two_processes_train_on_their_shares_and_save_once(
-    config_of: Callable[..., Any], tmp_path: Path
+    name: str, batch_size: int, config_of: Callable[..., Any], tmp_path: Path
 ) -> None:
     config = config_of(
-        "query_segmentation",
+        name,
         tmp_path / "work",
         2,
         data__limit=40,
-        train_dataloader__batch_size=2,
+        train_dataloader__batch_size=batch_size,
         custom_hooks=[{"type": "SaveAdaptersHook"}, {"type": "Watch"}],
     )
     config.launcher = "pytorch"
@@ -369,7 +371,7 @@ def test_two_processes_train_on_their_shares_and_save_once(
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     for rank in ranks:
         assert rank["type"] == "MMDistributedDataParallel" and not rank["find_unused"]
-        assert len(rank["seen"]) == 4
+        assert len(rank["seen"]) == 2 * batch_size
     assert not set(ranks[0]["seen"]) & set(ranks[1]["seen"])
     parameters = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
     assert_same(*parameters)
