@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
 UNFINISHED = ".unfinished"
 ATTEMPTS = 10  # to lock a folder of one's own
+LONGEST_NAME = 200  # in bytes, of a file that its folder is named after
 
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Temporary path near ``path`` that takes its place when the block ends without error.
 
-    What a killed writer of the same path left is removed.
+    What a killed writer of the same path left is removed. A symbolic link is replaced itself: what
+    it leads to, such as a file of a cache that others share, stays as it is.
 
     Args:
         path: File to write.
@@ -50,12 +52,15 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         temporary = folder / "file.tmp"
         temporary.touch()
         mode = stat.S_IMODE(temporary.stat().st_mode)
+        with suppress(OSError):
+            mode = stat.S_IMODE(path.stat().st_mode)
         yield temporary
         if durable:
             # Windows flushes what is open for writing alone.
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-        # Such a file is private to its owner; a finished one follows the user's umask.
+        # Such a file may be private to its owner; a finished one is as the former was, or follows
+        # the user's umask.
         temporary.chmod(mode)
         temporary.replace(path)
         if durable:
@@ -104,19 +109,25 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SKETCHFUSION_CACHE") or home)
 
 
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content, 64 digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def null_prompt_path(source: str, revision: str | None, variant: str | None = None) -> Path:
     """File in `cache_folder` for the null prompt's embedding of a Stable Diffusion source."""
     folder = Path(source)
     name = str(folder.resolve()) if folder.is_dir() else source
     version = str(revision) if variant is None else f"{revision}@{variant}"
-    key = hashlib.sha256(f"{name}@{version}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(os.fsencode(f"{name}@{version}")).hexdigest()[:24]
     return cache_folder() / "null_prompts" / f"{key}.safetensors"
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a text file atomically."""
+    """Write a text file in UTF-8, atomically; bytes of names that are no UTF-8 are spelt out."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_safetensors(
@@ -143,7 +154,11 @@ def write_safetensors(
 
 def _claim(path: Path) -> tuple[Path, int | None]:
     """An empty folder for one writer of a path, with the handle of its lock."""
-    folder, handle = path.with_name(f".{path.name}{UNFINISHED}"), None
+    # A name has 255 bytes at most.
+    name = path.name
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:24]
+    folder, handle = path.with_name(f".{name}{UNFINISHED}"), None
     if sys.platform != "win32":
         with suppress(FileExistsError):
             folder.mkdir()
@@ -159,7 +174,7 @@ def _claim(path: Path) -> tuple[Path, int | None]:
         return folder, handle
     # Another writer of the same path may be alive.
     for _ in range(ATTEMPTS):
-        folder = path.with_name(f".{path.name}.{token_hex(4)}{UNFINISHED}")
+        folder = path.with_name(f".{name}.{token_hex(4)}{UNFINISHED}")
         folder.mkdir()
         try:
             handle = _lock_folder(folder)

@@ -25,10 +25,15 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, enough: int | None = None) -> Image.Image:
     """Read an image file as RGB: transparency composited on white, EXIF rotation applied.
 
     Of an animation the first frame is read. Grey of 16 bits is scaled to 8.
+
+    Args:
+        path: File.
+        enough: Pixels that suffice for the shorter side: a JPEG is decoded at a half, a quarter or
+            an eighth of its size where that is as large, which is faster. None reads all of it.
 
     Raises:
         OSError: The file is missing, damaged, not of one of `FORMATS`, or larger than Pillow's
@@ -41,6 +46,8 @@ def open_image(path: str | Path) -> Image.Image:
         raise OSError(f"{path} is a pipe or a device, expected a file.")
     try:
         with Image.open(path, formats=FORMATS) as image:
+            if enough is not None:
+                image.draft(None, (enough, enough))
             image.load()
             return flatten_image(image)
     except UnidentifiedImageError as error:
@@ -84,6 +91,9 @@ def flatten_image(image: Image.Image) -> Image.Image:
             raise ValueError(
                 f"its pixels are {values.min():.0f} to {values.max():.0f}, expected 8 or 16 bits."
             )
+        clear = image.info.get("transparency")
+        if clear is not None:
+            values = np.where(values == clear, 65535, values)
         image = Image.fromarray((values / 257).round().astype("uint8"))
     if image.mode in PREMULTIPLIED:
         image = image.convert(PREMULTIPLIED[image.mode])

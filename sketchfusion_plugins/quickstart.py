@@ -96,7 +96,7 @@ def run_quickstart(
 
     Raises:
         ModuleNotFoundError: The extra ``quickstart`` is not installed.
-        OSError: ``out`` cannot be made, which is known before anything is trained.
+        OSError: ``out`` cannot be made; this too is known before anything is trained.
         RuntimeError: The reloaded model answers differently from the saved one.
     """
     import time
@@ -104,8 +104,10 @@ def run_quickstart(
     import timm
 
     from sketchfusion_plugins.files import write_text
+    from sketchfusion_plugins.viz.figures import check_figure
 
     # What cannot be written is known before minutes of training.
+    check_figure(out / "features.png")
     (out / "adapters").mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
 

@@ -129,6 +129,33 @@ def test_permissions_follow_the_umask(umask: int, tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~umask
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_permissions_stay_and_links_are_replaced(tmp_path: Path) -> None:
+    path, shared, link = (tmp_path / name for name in ("private", "shared", "link"))
+    for mode in (0o600, 0o440):
+        write_text("old", path)
+        path.chmod(mode)
+        write_text("new", path)
+        assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", mode)
+    shared.write_text("shared")
+    link.symlink_to(shared)
+    write_text("own", link)
+    assert (link.is_symlink(), link.read_text(), shared.read_text()) == (False, "own", "shared")
+
+
+@pytest.mark.parametrize("name", ["n" * 250 + ".json", "ä" * 120 + ".txt"])
+def test_names_as_long_as_they_may_be(name: str, tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        write_text(text, tmp_path / name)
+        assert (tmp_path / name).read_text() == text
+    assert _names(tmp_path) == [name]
+
+
+def test_bytes_that_are_no_utf8_are_spelt_out(tmp_path: Path) -> None:
+    write_text(f"{os.fsdecode(bytes([0xE9]))}t", tmp_path / "text")
+    assert (tmp_path / "text").read_text("utf-8") == "\\udce9t"
+
+
 def test_tensors_and_metadata(tmp_path: Path) -> None:
     path = tmp_path / "tensors.safetensors"
     values = torch.arange(6.0).view(2, 3)

@@ -83,6 +83,23 @@ def test_transparent_colour_of_a_png(image: Image.Image, transparent: Any, tmp_p
     assert second == _pixels(image.convert("RGB"))[1]
 
 
+def test_transparent_grey_of_16_bits(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.array([[7, 257 * 100]], dtype=np.uint16))
+    grey.save(tmp_path / "image.png", transparency=7)
+    assert _pixels(open_image(tmp_path / "image.png")) == [WHITE, (100, 100, 100)]
+
+
+def test_a_photo_is_read_as_small_as_suffices(tmp_path: Path) -> None:
+    photo = Image.new("RGB", (800, 480), (40, 90, 160))
+    for name in ("photo.jpg", "photo.png"):
+        photo.save(tmp_path / name)
+    # A quarter has 200 x 120 pixels, an eighth no more than 60 in height.
+    assert open_image(tmp_path / "photo.jpg", enough=100).size == (200, 120)
+    assert open_image(tmp_path / "photo.jpg", enough=481).size == (800, 480)
+    assert open_image(tmp_path / "photo.jpg").size == (800, 480)
+    assert open_image(tmp_path / "photo.png", enough=100).size == (800, 480)
+
+
 @pytest.mark.parametrize(
     ("orientation", "size", "corner"),
     # Where the red pixel of the top left corner goes, by the EXIF standard.

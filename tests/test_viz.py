@@ -11,6 +11,7 @@ import torch
 from sketchfusion_plugins.viz import (
     draw_matches,
     feature_sheet,
+    figures,
     overlay_mask,
     pca_rgb,
     save_figure,
@@ -221,6 +222,14 @@ def test_figures_are_saved_by_suffix_and_reproducibly(tmp_path: Path) -> None:
     save_figure(feature_sheet(_columns()), svg)
     assert svg.read_bytes() == first
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["sheet.SVG", "sheet.png"]
+
+
+def test_dollars_are_no_formula(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    figure = figures.new_figure((2, 1))
+    figure.text(0.1, 0.5, "$x^{$ and $y$")
+    save_figure(figure, tmp_path / "name.svg")
+    assert "$x^{$ and $y$" in (tmp_path / "name.svg").read_text()
 
 
 @pytest.mark.parametrize("name", ["sheet.jpg", "sheet"])

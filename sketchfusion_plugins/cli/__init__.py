@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -59,6 +60,9 @@ def main(
     if not sys.stderr.isatty():
         # Read by Hugging Face's libraries when they are imported.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files need not be characters that this output can show.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if version:
         from importlib.metadata import version as read_version
 

@@ -16,7 +16,12 @@ from sketchfusion_plugins.data.folder_tasks import (
     first_of_each,
     folder_of,
 )
-from sketchfusion_plugins.data.pictures import Picture, PictureDataset, by_concept_split
+from sketchfusion_plugins.data.pictures import (
+    Picture,
+    PictureDataset,
+    by_concept_split,
+    of_categories,
+)
 from sketchfusion_plugins.data.task_data import SketchPhotoPairs, TaskData
 from sketchfusion_plugins.images import to_tensor
 from sketchfusion_plugins.metrics.retrieval import MEASURES
@@ -68,8 +73,7 @@ def retrieval(
         measures = MEASURES["fine_grained"]
 
     def pick(pictures: Sequence[Picture], names: Sequence[str], transform: Any) -> PictureDataset:
-        kept = [picture for picture in pictures if picture.category in set(names)]
-        return PictureDataset(kept, names, transform)
+        return PictureDataset(of_categories(pictures, names), names, transform)
 
     plain, augmented = partial(to_tensor, size=size), Augmented(size)
     return TaskData(

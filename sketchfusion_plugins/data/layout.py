@@ -56,20 +56,23 @@ def begin(out: Path, classes: Sequence[str], written_with: dict[str, Any]) -> No
     colours = palette(len(classes))
     meta = {"classes": list(classes), "palette": colours, "written_with": written_with}
     path = out / META_FILE
-    for folder in (out, *{path.parent for name in SPLITS for path in _paths(out, name, "")}):
-        remove_unfinished(folder)
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}). Delete {out} and start anew.") from None
         if found != meta:
+            other = found.get("written_with") if isinstance(found, dict) else found
             raise ValueError(
-                f"{out} holds data written with {found.get('written_with')}, expected "
-                f"{written_with}. Choose another folder, or delete this one."
+                f"{out} holds data written with {other}, expected {written_with}. Choose another "
+                "folder, or delete this one."
             )
+        for folder in (out, *{path.parent for name in SPLITS for path in _paths(out, name, "")}):
+            remove_unfinished(folder)
         return
-    if out.exists() and any(out.iterdir()):
+    # A run that was killed before its first file left no more than that file, unfinished.
+    begun = f".{META_FILE}."
+    if out.exists() and not all(item.name.startswith(begun) for item in out.iterdir()):
         raise ValueError(f"{out} is not empty and has no {META_FILE}. Choose another folder.")
     write_text(json.dumps(meta, indent=1) + "\n", path)
 

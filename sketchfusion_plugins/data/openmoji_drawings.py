@@ -253,7 +253,7 @@ def _plain_name(concept: Concept) -> str:
 def _coverage(concept: Concept, on_white: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Opacity, from what a black background changes."""
     root = parse_svg(concept.svg.read_bytes())
-    left, top, width, height = root.get("viewBox", "0 0 72 72").split()
+    left, top, width, height = root.get("viewBox", "0 0 72 72").replace(",", " ").split()
     background = {"x": left, "y": top, "width": width, "height": height, "fill": "#000000"}
     root.insert(0, ElementTree.Element("{http://www.w3.org/2000/svg}rect", background))
     on_black = rasterise(ElementTree.tostring(root), on_white.shape[0])

@@ -135,11 +135,10 @@ def _paint(element: ElementTree.Element, label: int, fill: str, stroke: str) -> 
     }
     fill = style.get("fill", element.get("fill", fill))
     stroke = style.get("stroke", element.get("stroke", stroke))
+    element.attrib.update(style)
     # Half-transparent paint would mix class colours.
     for name in ("opacity", "fill-opacity", "stroke-opacity", "style"):
         element.attrib.pop(name, None)
-    if "stroke-width" in style:
-        element.set("stroke-width", style["stroke-width"])
     if element.tag.rpartition("}")[2] in SHAPES:
         for name, value in (("fill", fill), ("stroke", stroke)):
             white = value.lower() in WHITES

@@ -130,7 +130,9 @@ def seed_of(*parts: str | int) -> int:
     Returns:
         Non-negative 63-bit integer.
     """
-    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    # Names of files need not be UTF-8.
+    text = "\0".join(map(str, parts)).encode(errors="surrogateescape")
+    digest = hashlib.sha256(text).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

@@ -66,7 +66,7 @@ class QuickDraw(Dataset[dict[str, Any]]):
         limit: Drawings per category, the first ones.
         problems: Collects drawings that cannot be read, which are left out; lines of ndjson files
             are all read once for that. Without it they are errors: a bad line of an ndjson file
-            when its sample is read, all others at once.
+            when its sample is read, all others, and blank lines, at once.
 
     Attributes:
         categories: Sorted names.

@@ -23,7 +23,6 @@ which name a group has, and whether groups count from 0, is to be looked up ther
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ from sketchfusion_plugins.data.compact_strokes import CompactStrokes, read_compa
 from sketchfusion_plugins.data.layout import begin, is_written, write_pair
 from sketchfusion_plugins.data.strokes import Strokes, StrokeStyle, place, render_labels
 from sketchfusion_plugins.data.tables import read_rows, row_number
-from sketchfusion_plugins.files import remove_unfinished, write_safetensors
+from sketchfusion_plugins.files import hash_file, remove_unfinished, write_safetensors
 from sketchfusion_plugins.problems import Problems, skipping
 
 HOW_TO_GET = (
@@ -186,7 +185,7 @@ def write_spg(
         "size": size,
         "width": width,
         "limit": limit,
-        "source": {name: _digest(source / name) for name in FILES},
+        "source": {name: hash_file(source / name)[:16] for name in FILES},
     }
     begin(out, classes, written_with)
     remove_unfinished(out / "points")
@@ -264,7 +263,3 @@ def _first(drawings: Sequence[Drawing], limit: int | None) -> list[Drawing]:
         if limit is None or seen[key] <= limit:
             kept.append(drawing)
     return kept
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -130,7 +130,8 @@ def spread(data: Samples, most: int) -> Subset[dict[str, Any]]:
 def sum_of_files(*parts: Samples | None) -> str | None:
     """A hash of the names and sizes of all files that parts of data are read from.
 
-    It is the same wherever their common folder lies, and another once a picture was exchanged.
+    It is the same wherever their common folder lies, and another once a picture was exchanged for
+    one of another size in bytes: what is in the files is not read.
     None for parts that are read from no pictures in a folder.
     """
     paths = {path.absolute() for part in parts for path in _files(part)}

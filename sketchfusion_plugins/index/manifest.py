@@ -7,14 +7,13 @@ generation, the old one or the new one, and a writer that dies leaves only files
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from sketchfusion_plugins.files import write_text
+from sketchfusion_plugins.files import hash_file, write_text
 
 Kind = Literal["flat", "ivf", "ivfpq", "hnsw"]
 POINTER = "current.json"
@@ -37,7 +36,7 @@ class StoredFile:
     @classmethod
     def of(cls, path: Path) -> StoredFile:
         """Describe a file that was just written."""
-        return cls(path.name, path.stat().st_size, _sha256(path))
+        return cls(path.name, path.stat().st_size, hash_file(path))
 
     def check_size(self, folder: Path) -> None:
         """Notice a truncated file without reading it.
@@ -57,7 +56,7 @@ class StoredFile:
             OSError: The file is gone or was changed.
         """
         self.check_size(folder)
-        if _sha256(folder / self.name) != self.sha256:
+        if hash_file(folder / self.name) != self.sha256:
             raise damaged(folder, f"{self.name} does not have the SHA-256 it was written with")
 
 
@@ -179,6 +178,11 @@ def tell_apart(one: str, other: str) -> tuple[str, str]:
     return repr(one), repr(other)
 
 
+def data_files(folder: Path) -> list[Path]:
+    """Files of a folder that are named as an index' generations name theirs."""
+    return [path for path in folder.iterdir() if re.fullmatch(DATA_FILE, path.name)]
+
+
 def damaged(folder: Path, what: str) -> OSError:
     """The error for files that are not as they were written."""
     return OSError(
@@ -206,11 +210,3 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
         stored(found["file"]), int(found["rows"]), int(found["trained_rows"])
     )
     return {"shards": shards, "approximation": approximation}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -37,6 +37,7 @@ from sketchfusion_plugins.index.manifest import (
     Shard,
     StoredFile,
     damaged,
+    data_files,
     tell_apart,
 )
 from sketchfusion_plugins.index.reader import SketchIndex
@@ -155,7 +156,13 @@ def _new_folder(out: Path) -> Iterator[None]:
             if (out / POINTER).exists():
                 raise FileExistsError(f"{out} holds an index already. Choose another folder.")
             remove_unfinished(out)
-            yield
+            try:
+                yield
+            except BaseException:
+                # Without a pointer nobody reads what was copied, and it may be large.
+                for path in data_files(out):
+                    path.unlink()
+                raise
     except Timeout as error:
         raise BlockingIOError(f"another process is writing {out}. Wait until it ends.") from error
 

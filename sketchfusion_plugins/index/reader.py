@@ -153,7 +153,9 @@ class SketchIndex:
             rows.append(found[1] + start)
         all_scores, all_rows = np.concatenate(scores, axis=1), np.concatenate(rows, axis=1)
         order = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(all_scores, order, 1), np.take_along_axis(all_rows, order, 1)
+        # Of unit vectors, but for rounding.
+        best_scores = np.take_along_axis(all_scores, order, 1).clip(-1, 1)
+        return best_scores, np.take_along_axis(all_rows, order, 1)
 
     def item(self, row: int) -> tuple[str, dict[str, Any]]:
         """Key and metadata of a row.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,16 +26,19 @@ from sketchfusion_plugins.index.approximation import (
     write_structure,
 )
 from sketchfusion_plugins.index.manifest import (
-    DATA_FILE,
     POINTER,
     Approximation,
     Kind,
     Manifest,
     Shard,
     StoredFile,
+    data_files,
 )
 from sketchfusion_plugins.index.reader import SketchIndex, unit_vectors
 from sketchfusion_plugins.index.rows import read_blocks, sample_vectors
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 LOCK = "write.lock"
 # Shards are merged like the digits of a counter, in memory, up to so many bytes of vectors; and up
@@ -61,17 +63,8 @@ class IndexWriter:
     """
 
     def __init__(self, folder: Path, manifest: Manifest | None) -> None:
-        from filelock import FileLock, Timeout
-
         self.folder = folder
-        self._lock = FileLock(folder / LOCK, thread_local=False)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise BlockingIOError(
-                f"another writer has the index {folder} open. Wait until it is closed; searching "
-                "needs no writer."
-            ) from error
+        self._lock = _lock(folder)
         try:
             if manifest is not None:
                 if (folder / POINTER).exists():
@@ -285,11 +278,47 @@ class IndexWriter:
         """Remove former generations' files and what interrupted writers left."""
         remove_unfinished(self.folder)
         named = {file.name for file in self.manifest.files}
-        for path in self.folder.iterdir():
-            if path.name not in named and re.fullmatch(DATA_FILE, path.name):
+        for path in data_files(self.folder):
+            if path.name not in named:
                 # Windows keeps files that readers have mapped; the next writer tries again.
                 with suppress(OSError):
                     path.unlink()
+
+
+def discard_index(folder: Path) -> None:
+    """Remove an index from a folder, unless somebody writes to it; who has it open may search on.
+
+    Raises:
+        BlockingIOError: Another writer has it open.
+        OSError: It cannot be removed.
+    """
+    if not folder.exists():
+        return
+    lock = _lock(folder)
+    try:
+        # First: what an interruption leaves is then no index, and removed by the next writer.
+        (folder / POINTER).unlink(missing_ok=True)
+        for path in data_files(folder):
+            # As in `IndexWriter._remove_unnamed`.
+            with suppress(OSError):
+                path.unlink()
+    finally:
+        lock.release()
+
+
+def _lock(folder: Path) -> FileLock:
+    """The lock of an index' only writer, acquired."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BlockingIOError(
+            f"another writer has the index {folder} open. Wait until it is closed; searching "
+            "needs no writer."
+        ) from error
+    return lock
 
 
 def _line(key: str, metadata: Mapping[str, Any]) -> bytes:

@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -118,12 +118,15 @@ class GalleryModel:
 
 
 def is_same_model(one: str, other: str) -> bool:
-    """Whether two indexes' `Manifest.model` name one model, as far as both say what it computes."""
+    """Whether two indexes' `Manifest.model` are of one model, wherever it lay when they were built.
+
+    As far as both say what it computes.
+    """
     try:
         first, second = (GalleryModel(**json.loads(text)) for text in (one, other))
     except (TypeError, ValueError):
         return one == other
-    return first.is_like(second) and replace(first, settings=second.settings) == second
+    return first.is_like(second)
 
 
 def add_pictures(

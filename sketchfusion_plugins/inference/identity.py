@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from sketchfusion_plugins.adapter_file import locate
 from sketchfusion_plugins.config import Weights
+from sketchfusion_plugins.files import hash_file
 from sketchfusion_plugins.inference.models import PLAIN, config_of, is_checkpoint
 
 
@@ -60,4 +60,4 @@ def identity_of(
 
 def _adapters(name: str) -> str:
     """Short hash of a checkpoint's file."""
-    return hashlib.sha256(locate(name, None).read_bytes()).hexdigest()[:8]
+    return hash_file(locate(name, None))[:8]

@@ -68,7 +68,11 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = DPI) -> None:
     path = Path(path)
     suffix = _checked_suffix(path)
     from matplotlib import rc_context
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        # A name with dollars is a name, not a formula.
+        text.set_parse_math(False)
     # Without a date and with fixed ids, the same figure gives the same SVG: no noise in diffs.
     metadata = {"Date": None} if suffix == ".svg" else None
     with replacing(path) as temporary, rc_context({"svg.hashsalt": "sketchfusion"}):

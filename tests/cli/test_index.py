@@ -121,6 +121,19 @@ def test_search_prints_a_table(run: Any, pictures: Path, tmp_path: Path) -> None
     assert "1.000" in shown and "similarity" in shown
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode elsewhere")
+def test_names_that_are_no_utf8(run: Any, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    shutil.copy(pictures / "b.png", os.fsencode(folder) + b"/caf\xe9.png")
+    run("index", "build", folder, "--out", tmp_path / "index", "--model", "pixels")
+    command = [sys.executable, "-m", "sketchfusion_plugins", "index", "search"]
+    command += [str(folder), "--index", str(tmp_path / "index")]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict", "COLUMNS": "400"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "caf\\udce9.png" in result.stdout
+
+
 def test_folder_without_an_index(run: Any, pictures: Path, tmp_path: Path) -> None:
     result = run("index", "search", pictures, "--index", tmp_path, status=1)
     assert "holds no index" in result.stderr

@@ -46,12 +46,20 @@ def square(fill: str = 'fill="#ea5a47"', x: int = 0) -> str:
         (f'<g id="skin">{square("")}</g>', "skin"),
         (f'<g id="hair" opacity="0.5">{square()}</g>', "hair"),
         (f'<g id="color">{square(NO_FILL)}</g>', "background"),
+        (f'<g id="color"><g style="display: none">{square()}</g></g>', "background"),
     ],
 )
 def test_layers_are_classes(layers: str, expected: str) -> None:
     mask = mask_of(layers)
     assert (mask[:, :24] == CLASSES.index(expected)).all()
     assert (mask[:, 24:] == 0).all()
+
+
+def test_a_hole_by_style_is_a_hole() -> None:
+    outline = "M0,0 h60 v60 h-60 z M15,15 h30 v30 h-30 z"
+    path = f'<path d="{outline}" style="fill:#ea5a47; fill-rule:evenodd"/>'
+    mask = mask_of(f'<g id="color">{path}</g>')
+    assert (mask == 1).sum() == 60 * 60 - 30 * 30
 
 
 def test_later_paint_covers_earlier() -> None:

@@ -133,6 +133,8 @@ def test_seeds_are_63_bits_and_know_where_parts_end() -> None:
     assert seed_of("abc") == 0xBA7816BF8F01CFEA >> 1
     assert seed_of("a", "bc") != seed_of("ab", "c")
     assert seed_of(1, 2) == seed_of("1", "2")
+    # A name of one byte that is no UTF-8; sha256(b"\xe9").
+    assert seed_of("\udce9") == int(hashlib.sha256(b"\xe9").hexdigest()[:16], 16) >> 1
     assert len({instance_number("a", str(i)) for i in range(1000)}) == 1000
 
 

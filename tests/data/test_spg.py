@@ -187,6 +187,18 @@ def test_refusals(source: Path, tmp_path: Path) -> None:
     (tmp_path / "mine/thesis.txt").touch()
     with pytest.raises(ValueError, match=r"not empty and has no meta\.json"):
         write_spg(source, tmp_path / "mine", 64, progress=False)
+    # What is refused is left as it is.
+    (tmp_path / "mine/.my.unfinished").mkdir()
+    (tmp_path / "mine/.my.unfinished/page.txt").touch()
+    with pytest.raises(ValueError, match=r"not empty and has no meta\.json"):
+        write_spg(source, tmp_path / "mine", 64, progress=False)
+    assert (tmp_path / "mine/.my.unfinished/page.txt").exists()
+    (tmp_path / "mine/meta.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"holds data written with \[1\], expected"):
+        write_spg(source, tmp_path / "mine", 64, progress=False)
+    # As a run leaves it that is killed before its first file is there.
+    (tmp_path / "begun/.meta.json.unfinished").mkdir(parents=True)
+    write_spg(source, tmp_path / "begun", 64, limit=1, progress=False)
     with pytest.raises(ValueError, match="size must be at least 32"):
         write_spg(source, tmp_path / "new", 16, progress=False)
     with pytest.raises(FileNotFoundError, match=r"spg\.csv is missing; SPG needs"):

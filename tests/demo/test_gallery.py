@@ -21,7 +21,7 @@ from sketchfusion_plugins.demo.gallery import (
 )
 from sketchfusion_plugins.features import HogFeatures, PixelFeatures
 from sketchfusion_plugins.images import open_image, to_tensor
-from sketchfusion_plugins.index import Hit
+from sketchfusion_plugins.index import Hit, IndexWriter
 from sketchfusion_plugins.inference import gallery as inference
 from sketchfusion_plugins.inference import sharding
 from sketchfusion_plugins.inference.answers import describe
@@ -213,3 +213,43 @@ def test_a_folder_without_pictures_is_refused(
     (tmp_path / "empty" / "a.png").write_text("no")
     with pytest.raises(FileNotFoundError, match="none of 1 files is a picture"):
         own_gallery(tmp_path / "empty", model, mine)
+
+
+def test_pictures_that_changed_are_left_to_who_describes_them(
+    folder: Path, described: Callable[..., Any]
+) -> None:
+    model = HogFeatures()
+    mine = described(model, "hog", SIZE)
+    index = own_gallery(folder, model, mine).index
+    one, two = folder / "cat" / "one.png", folder / "cat" / "two.png"
+    one.write_bytes(two.read_bytes())
+    with IndexWriter.open(index.folder), pytest.raises(BlockingIOError, match="another writer"):
+        own_gallery(folder, model, mine)
+    # What is open is searched on, and the next start describes them.
+    query = _describe(model, open_image(folder / "dog" / "one.png"))
+    assert len(index.search(query[None], 3)[0]) == 3
+    again = own_gallery(folder, model, mine)
+    assert len(again.index) == 3
+    assert len(index.search(query[None], 3)[0]) == 3
+    new = {hit.key: hit.score for hit in again.similar(_describe(model, open_image(one)), 3)}
+    assert new[str(one)] == pytest.approx(1, abs=1e-4)
+
+
+def test_what_was_kept_and_damaged_is_described_anew(
+    folder: Path, described: Callable[..., Any]
+) -> None:
+    model = HogFeatures()
+    mine = described(model, "hog", SIZE)
+    index = own_gallery(folder, model, mine).index
+    (vectors,) = index.folder.glob("vectors-*")
+    vectors.write_bytes(vectors.read_bytes()[:-4])
+    with pytest.warns(UserWarning, match=r"is damaged: vectors-.*The latter is done"):
+        assert len(own_gallery(folder, model, mine).index) == 3
+
+
+def test_pictures_that_cannot_be_read_are_told(folder: Path, described: Callable[..., Any]) -> None:
+    model = HogFeatures()
+    (folder / "bad.png").write_text("no")
+    message = rf"1 of {folder} cannot be read and are left out, the first: .*bad\.png"
+    with pytest.warns(UserWarning, match=message):
+        assert len(own_gallery(folder, model, described(model, "hog", SIZE)).index) == 3

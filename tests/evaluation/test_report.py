@@ -113,6 +113,10 @@ def test_markdown() -> None:
     )
 
 
+def test_a_bar_in_a_name_ends_no_cell() -> None:
+    assert "| a\\|b | 0.500 (0.250 to 0.750) |" in report(rows={"a|b": {"Acc@1": HALF}}).markdown()
+
+
 def test_models_measured_alike_are_named_together() -> None:
     row = {"Acc@1": HALF}
     alike, other = {"dtype": "float32"}, {"dtype": "bfloat16"}

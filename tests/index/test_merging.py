@@ -212,6 +212,7 @@ def test_a_damaged_source_gives_no_index(damaged: str, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="damaged"):
         merge_indexes(parts, tmp_path / "out")
     assert not (tmp_path / "out" / "current.json").exists()
+    assert {path.name for path in (tmp_path / "out").glob("*")} <= {"write.lock"}
     content[-3] ^= 1
     path.write_bytes(content)
     assert merge_indexes(parts, tmp_path / "out").rows == 10
