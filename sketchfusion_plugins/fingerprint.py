@@ -30,7 +30,16 @@ def plain_name(name: str) -> str:
 
 
 def sample_values(tensor: Tensor) -> Tensor:
-    """At most 16 evenly spaced values of a tensor, on the CPU."""
+    """At most 16 evenly spaced values of a tensor, on the CPU.
+
+    Raises:
+        ValueError: It has none, being on the meta device.
+    """
+    if tensor.is_meta:
+        raise ValueError(
+            "the model's weights are on the meta device and have no values yet. Fill them first, "
+            "or build it on another device."
+        )
     flat = tensor.detach().flatten()
     count = min(SAMPLES_PER_TENSOR, flat.numel())
     # Not on the default device: some know no float64, and "meta" no values.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,8 +58,8 @@ class ClipInjector(nn.Module):
         """
         if name not in self.projections:
             return hidden
-        projection = self.projections[name]
-        assert isinstance(projection, nn.Conv2d)
+        # Or what stands for one, such as LoRA's.
+        projection = cast("nn.Conv2d", self.projections[name])
         tokens = tokens.to(projection.weight.dtype)
         # Both are linear and bilinear weights sum to one, so either may come first: the one that
         # leaves the other fewer cells.

@@ -676,6 +676,62 @@ def test_a_compiled_part_finds_what_it_was_before(
     assert store.hits == 1
 
 
+class LoraLike(nn.Linear):
+    """What decides, in peft's layers, what is computed with the same weights."""
+
+    merged_adapters: tuple[str, ...] = ()
+
+    def __init__(self, inside: nn.Linear) -> None:
+        super().__init__(inside.in_features, inside.out_features, inside.bias is not None)
+        self.load_state_dict(inside.state_dict())
+        self.requires_grad_(False)
+        self.active_adapters, self.disable_adapters = ["default"], False
+        self.scaling = {"default": 2.0, "other": 3.0}
+
+    def forward(self, values: Tensor) -> Tensor:
+        made = super().forward(values)
+        if self.disable_adapters:
+            return made
+        return made * sum(self.scaling[name] for name in self.active_adapters)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keep", ["foundations", "results"])
+def test_lora_that_is_switched_is_seen(
+    keep: Any, build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    encoder, image = build(), sketches(1)
+    layer = encoder.semantic.model.encoder.layers[0].mlp
+    layer.fc1 = LoraLike(layer.fc1)
+    plain = build()
+    plain.semantic.model.encoder.layers[0].mlp.fc1 = layer.fc1
+    use_cache(encoder, store, keep)
+    changes: list[dict[str, Any]] = [
+        {},
+        {"active_adapters": ["other"]},
+        {"scaling": {"default": 2.0, "other": 1.5}},
+        {"disable_adapters": True},
+    ]
+    for change in changes:
+        vars(layer.fc1).update(change)
+        for _ in range(2):
+            assert torch.equal(encoder(image), plain(image))
+    assert store.hits == len(changes) == len(store)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keep", ["foundations", "results"])
+def test_an_exported_program_does_without(
+    keep: Any, build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    encoder, image = build(), sketches(1)
+    use_cache(encoder, store, keep)
+    expected = encoder(image)
+    program = torch.export.export(encoder, (image,))
+    torch.testing.assert_close(program.module()(image), expected)
+    assert (store.hits, len(store)) == (0, 1)
+
+
 @torch.no_grad()
 def test_weights_written_past_torch_s_count_are_seen_when_the_cache_is_put_in_again(
     build: Any, sketches: Any, store: FeatureStore

@@ -105,6 +105,14 @@ def test_adapters_of_the_paper_are_small() -> None:
     assert whole > 4e9
 
 
+def test_a_model_without_values_is_not_saved(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        encoder = SketchFusionEncoder(preset("tiny").replace(weights="random"))
+    with pytest.raises(ValueError, match=r"on the meta device and have no values yet\. Fill them"):
+        encoder.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_both_files_describe_the_same(saved: Path, build: Any) -> None:
     description = json.loads((saved / CONFIG_FILE).read_text())
     for name in ("architecture", "num_classes", "model_args", "pretrained_cfg"):

@@ -65,6 +65,30 @@ def test_zero_init_is_the_identity(size: tuple[int, int]) -> None:
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_a_layer_may_stand_for_the_convolution() -> None:
+    """As LoRA's do, which have its weight and are none."""
+
+    class Doubled(nn.Module):
+        def __init__(self, inside: nn.Conv2d) -> None:
+            super().__init__()
+            self.inside = inside
+
+        @property
+        def weight(self) -> torch.Tensor:
+            return self.inside.weight
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = 2 * self.inside(tokens)
+            return result
+
+    injector = ClipInjector(2, {"up0": 3}, "official")
+    hidden, tokens = torch.zeros(1, 3, 4, 4), torch.rand(1, 2, 2, 2)
+    expected = 2 * injector("up0", hidden, tokens)
+    injector.projections["up0"] = Doubled(_projection(injector, "up0"))
+    torch.testing.assert_close(injector("up0", hidden, tokens), expected)
+
+
 def test_block_that_is_no_site() -> None:
     hidden = torch.randn(2, 4, 3, 3)
     assert ClipInjector(6, {"down0": 4})("mid", hidden, torch.randn(2, 6, 3, 3)) is hidden

@@ -38,13 +38,15 @@ _WHEREABOUTS = {
     "diffusion": ("source", "revision", "variant", "unet_file", "ensemble_chunk", "seed"),
     "semantic": ("source", "revision", "variant"),
 }
+# The first is what LoRA's layers have alone; the others are methods of transformers' models, too.
+_LORA_SWITCHES = ("merged_adapters", "active_adapters", "disable_adapters", "scaling")
 
 
 class CachedEncoder(SketchFusionEncoder):
     """What `use_cache` makes of an encoder; it is used as before.
 
-    Images that ask for a gradient, calls whose result depends on a generator, and replicas of
-    `torch.nn.DataParallel` pass the cache by.
+    Images that ask for a gradient, calls whose result depends on a generator, replicas of
+    `torch.nn.DataParallel`, and `torch.export` pass the cache by.
     """
 
     _store: FeatureStore
@@ -143,7 +145,7 @@ class CachedEncoder(SketchFusionEncoder):
     def _is_nameable(self, image: Tensor, generator: torch.Generator | None) -> bool:
         check_image(image, self.config.in_channels)
         # A replica of nn.DataParallel lists no weights to be named by.
-        if getattr(self, "_is_replica", False):
+        if getattr(self, "_is_replica", False) or torch.compiler.is_exporting():
             return False
         wants_gradient = image.requires_grad and torch.is_grad_enabled()
         return generator is None and not wants_gradient and not image.is_meta
@@ -224,12 +226,15 @@ class CachedEncoder(SketchFusionEncoder):
         """
         tensors = list(chain(module.parameters(), module.buffers()))
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            advice = "do without a cache: use_cache(encoder, None)"
+            if part in ("injection", "aggregation"):
+                advice = "keep less: use_cache(encoder, store, keep='foundations')"
             raise RuntimeError(
                 f"{part} would train, but what is kept of it ({self._keep}) gives it no gradient. "
-                "Freeze it with requires_grad_(False); or, to train injection and aggregation, "
-                "use_cache(encoder, store, keep='foundations')."
+                f"Freeze it with requires_grad_(False); or, to train it, {advice}."
             )
-        state = (type(module), *(_version(tensor) for tensor in tensors))
+        switches = _lora_switches(module)
+        state = (type(module), switches, *(_version(tensor) for tensor in tensors))
         known = self._named.get(part)
         if known is not None and known[0] == state:
             return known[1]
@@ -241,7 +246,7 @@ class CachedEncoder(SketchFusionEncoder):
             for child in module.modules()
             if not hasattr(child, "_orig_mod")  # torch.compile's wrapper, which computes the same
         ]
-        digest.update(str(kinds).encode())
+        digest.update(f"{kinds}{switches}".encode())
         if part in ("injection", "aggregation"):
             # They are small, and a step of training changes them little.
             for tensor in tensors:
@@ -328,6 +333,15 @@ def record_keys(description: dict[str, Any], image: Tensor) -> list[str]:
         digest.update(tensor_bytes(pixels))
         keys.append(digest.hexdigest())
     return keys
+
+
+def _lora_switches(module: nn.Module) -> str:
+    """What decides, beside weights, what peft's layers compute; empty without any."""
+    return "".join(
+        str([getattr(child, name, None) for name in _LORA_SWITCHES])
+        for child in module.modules()
+        if hasattr(type(child), _LORA_SWITCHES[0])
+    )
 
 
 def _version(tensor: Tensor) -> tuple[Any, ...]:

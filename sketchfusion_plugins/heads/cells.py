@@ -46,9 +46,10 @@ def sample_descriptors(
     """
     check_maps(features, features)
     visible = visible_points(points, visible).to(features.device)
-    if len(points) != len(features):
+    # Not their len, which an exported program holds fast.
+    if points.shape[0] != features.shape[0]:
         raise ValueError(
-            f"expected points of {len(features)} images as the map has, got {len(points)}."
+            f"expected points of {features.shape[0]} images as the map has, got {points.shape[0]}."
         )
     vertical, horizontal = stride_pair(stride)
     with torch.autocast(features.device.type, enabled=False):

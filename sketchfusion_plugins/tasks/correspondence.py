@@ -82,5 +82,6 @@ class Correspondence(Task):
     def _maps(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         if source.shape != target.shape:
             return self.features(source), self.features(target)
-        both = self.features(torch.cat([source, target])).chunk(2)
-        return both[0], both[1]
+        both, count = self.features(torch.cat([source, target])), source.shape[0]
+        # Not chunk, of which an exported program cannot vary the batch.
+        return both[:count], both[count:]

@@ -65,7 +65,9 @@ class QuerySegmentation(Task):
         """
         stride = self.features.stride
         if sketch.shape == photo.shape:
-            sketch_map, photo_map = self.features(torch.cat([sketch, photo])).chunk(2)
+            both, count = self.features(torch.cat([sketch, photo])), sketch.shape[0]
+            # Not chunk, of which an exported program cannot vary the batch.
+            sketch_map, photo_map = both[:count], both[count:]
         else:
             sketch_map, photo_map = self.features(sketch), self.features(photo)
         ink = None

@@ -86,15 +86,17 @@ def change_description(folder: Path, change: Callable[[dict[str, Any]], Any]) ->
     save_file(tensors, path, {"sketchfusion": json.dumps(description)})
 
 
+INPUTS = {
+    "recognition": ("image",),
+    "retrieval": ("sketch",),
+    "query_segmentation": ("sketch", "photo"),
+    "correspondence": ("source", "target", "source_points"),
+}
+
+
 def run(task: Task, batch: dict[str, Any]) -> Tensor:
     """A task's answer to a batch."""
-    inputs = {
-        "recognition": ("image",),
-        "retrieval": ("sketch",),
-        "query_segmentation": ("sketch", "photo"),
-        "correspondence": ("source", "target", "source_points"),
-    }
-    result: Tensor = task(*(batch[key] for key in inputs[task.name]))
+    result: Tensor = task(*(batch[key] for key in INPUTS[task.name]))
     return result
 
 
@@ -385,6 +387,22 @@ def test_compiled_and_parallel_tasks_come_back(
     loaded = load_task(tmp_path)
     assert (loaded.settings, loaded.image_size) == (task.settings, 72)
     torch.testing.assert_close(run(loaded, batch), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TASKS)
+def test_exported_tasks_take_other_batches(
+    make: Callable[..., Any], batch: dict[str, Any], name: str
+) -> None:
+    task = make(name).eval()
+    given = [batch[key] for key in INPUTS[name]]
+    # Both pictures of a pair of one size go through the encoder together.
+    varying = {0: torch.export.Dim("batch", max=31)}
+    shapes = (varying,) * len(given)
+    program = torch.export.export(task, tuple(part[:2] for part in given), dynamic_shapes=shapes)
+    for count in (1, 4):
+        parts = [part[:count] for part in given]
+        torch.testing.assert_close(program.module()(*parts), task(*parts))
 
 
 @pytest.mark.parametrize("name", TASKS)
