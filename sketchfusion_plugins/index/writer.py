@@ -120,6 +120,11 @@ class IndexWriter:
         Manifest.read(folder).check_model(folder, model)
         return cls(folder, None)
 
+    @property
+    def pending(self) -> int:
+        """Vectors that were added since the last commit."""
+        return len(self._added)
+
     def __len__(self) -> int:
         """Vectors, those not committed included."""
         return len(self._keys) + len(self._added)

@@ -181,13 +181,10 @@ def add_pictures(
         # Parts of a killed launch may be gone on with from another folder, so they hold keys too.
         waiting = [Path(key) for key in keys if key not in known]
         before = 0 if writer is None else len(writer)
-        collected = 0
 
         def commit() -> None:
-            nonlocal collected
             if writer is not None:
                 writer.commit(progress)
-            collected = 0
 
         batches = describe_together(
             ranks,
@@ -213,9 +210,8 @@ def add_pictures(
                 created = IndexWriter.create(index, found.shape[1], kind, str(described))
                 writer = stack.enter_context(created)
             writer.add(found, [picture_key(path) for path in kept])
-            collected += len(kept)
-            if collected >= together:
-                commit()
+            if writer.pending >= together:
+                writer.commit(progress)
         after = 0 if writer is None else len(writer)
     forget_parts(ranks, index)
     return after - before, after
