@@ -117,7 +117,8 @@ class SketchPhotoPairs(Dataset[dict[str, Any]]):
         sketch = self.sketches[chosen]
         place = int(self.first[chosen] + torch.randint(int(self.count[chosen]), ()))
         photo = self.photos[int(self.order[place])]
-        return {**sketch, "sketch": sketch["image"], "photo": photo["image"]}
+        told = {name: value for name, value in sketch.items() if name != "image"}
+        return {**told, "sketch": sketch["image"], "photo": photo["image"]}
 
 
 def spread(data: Samples, most: int) -> Subset[dict[str, Any]]:

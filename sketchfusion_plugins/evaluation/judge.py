@@ -25,6 +25,7 @@ from sketchfusion_plugins.metrics.correspondence import PROTOCOLS, Protocol, key
 from sketchfusion_plugins.metrics.query_segmentation import (
     fit_threshold,
     query_segmentation_scores,
+    refuse_nan,
 )
 from sketchfusion_plugins.metrics.recognition import top_k_correct
 from sketchfusion_plugins.metrics.retrieval import group_weights, score_by_definitions
@@ -162,6 +163,17 @@ class Judge:
         if self.data.own_category:
             categories = query_labels[-1].unique()
             parts = [(query_labels[-1] == own, labels[-1] == own) for own in categories]
+            # As in a search of everything, queries without any relevant item do not count.
+            parts = [
+                (asking, searched)
+                for asking, searched in parts
+                if torch.isin(query_labels[0][asking], labels[0][searched]).any()
+            ]
+            if not parts:
+                raise ValueError(
+                    f"none of {len(queries)} queries has a relevant item among the "
+                    f"{len(gallery)} of the gallery that are of its category."
+                )
         scored = [
             score_by_definitions(
                 queries[asking],
@@ -246,9 +258,11 @@ class Judge:
         total, instances = None, []
         for batch in self._batches(self.data.test, "segmenting"):
             if isinstance(model, Task):
-                predicted = model(batch["sketch"], batch["photo"]) > 0
+                answer = model(batch["sketch"], batch["photo"])
             else:
-                predicted = pixel_similarity(model, batch["sketch"], batch["photo"]) > threshold
+                answer = pixel_similarity(model, batch["sketch"], batch["photo"])
+            refuse_nan(answer)
+            predicted = answer > threshold
             scores = query_segmentation_scores(predicted, labelled_mask(batch))
             instances.append(_instances(batch, len(predicted)))
             total = scores if total is None else total + scores

@@ -266,7 +266,8 @@ def _matched(
 def _share_cell(points: Tensor, stride: Stride) -> Tensor:
     """Which points of an image lie in one cell, bool ``[B, N, N]``."""
     vertical, horizontal = stride_pair(stride)
-    cell = (points / points.new_tensor([horizontal, vertical])).floor()
+    # Not of the points' type, which may be whole numbers.
+    cell = (points / torch.tensor([horizontal, vertical], device=points.device)).floor()
     return (cell[:, :, None] == cell[:, None, :]).all(dim=3)
 
 

@@ -134,14 +134,15 @@ def fit_threshold(pairs: Sequence[tuple[Tensor, Tensor]], also: Sequence[float] 
         also: Thresholds to try beside them.
 
     Raises:
-        ValueError: There are none, shapes do not fit, a mask holds other labels, or no pixel is
-            labelled.
+        ValueError: There are none, shapes do not fit, a mask holds other labels, no pixel is
+            labelled, or a similarity is NaN.
     """
     if not pairs:
         raise ValueError("a threshold is fitted to at least one pair, got none.")
     labelled = []
     for similarity, masks in pairs:
         similarity, masks = similarity.float().cpu(), masks.cpu()
+        refuse_nan(similarity)
         labelled.append((similarity, *_sides("similarities", similarity, masks, 255)))
     found = [torch.cat([part[0][part[side]] for part in labelled]).numpy() for side in (1, 2)]
     steps = np.linspace(0, 1, QUANTILES)
@@ -153,6 +154,19 @@ def fit_threshold(pairs: Sequence[tuple[Tensor, Tensor]], also: Sequence[float] 
     thresholds = torch.from_numpy(candidates).float()
     scores = torch.cat([_foreground_ious(*part, thresholds) for part in labelled])
     return float(candidates[int(scores.mean(0).argmax())])
+
+
+def refuse_nan(values: Tensor) -> None:
+    """Refuse logits or similarities that are NaN, which no threshold tells from background.
+
+    Raises:
+        ValueError: One is.
+    """
+    if bool(values.isnan().any()):
+        raise ValueError(
+            f"{int(values.isnan().sum())} of {values.numel()} pixels are NaN: the model's weights "
+            "are damaged, or its training has diverged."
+        )
 
 
 def _sides(name: str, values: Tensor, masks: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ class LinearHead(BaseDecodeHead):  # type: ignore[misc]
     """Batch normalisation and a 1x1 convolution.
 
     Args:
-        in_channels: Channels of the map, or of several that are resized to the finest and
+        in_channels: Channels of the map, or of several that are resized to the first of them and
             concatenated.
         in_index: Index of the map, or of several.
         norm_cfg: Normalisation, ``dict(type="SyncBN")`` for several GPUs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
@@ -9,6 +10,9 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from sketchfusion_plugins.encoder import SketchFusionEncoder
+
+# As mmengine tells them.
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -21,6 +25,10 @@ class AdapterOptimWrapperConstructor(DefaultOptimWrapperConstructor):  # type: i
     ``paramwise_cfg`` may hold ``layer_decay_rate`` beside mmengine's keys: the injection into the
     n-th last UNet block that runs learns at ``lr * layer_decay_rate ** n``, n counting from 0. What
     is outside the encoder is not affected.
+
+    What a rate of 0 holds fixed gets no gradient either: nothing is computed for it, unless data
+    parallelism has counted on it before. A key of ``custom_keys`` that states no ``decay_mult``
+    leaves the rules for norms, biases and what has one dimension in force.
     """
 
     paramwise_cfg: dict[str, Any]
@@ -31,6 +39,7 @@ class AdapterOptimWrapperConstructor(DefaultOptimWrapperConstructor):  # type: i
         Raises:
             ValueError: ``layer_decay_rate`` is not in (0, 1], or has no ``lr`` to be a share of.
         """
+        self.is_parallel = hasattr(model, "module")
         model = getattr(model, "module", model)
         options = dict(self.paramwise_cfg or {})
         self.decay_rate = options.pop("layer_decay_rate", 1.0)
@@ -54,18 +63,52 @@ class AdapterOptimWrapperConstructor(DefaultOptimWrapperConstructor):  # type: i
             return
         start = len(params)
         super().add_params(params, module, prefix=prefix, **options)
+        self._keep_decay_rules(params[start:], module, prefix)
         if prefix in self.depths:
             for group in params[start:]:
                 rate = self.decay_rate ** self.depths[prefix]
                 group["lr"] = group.get("lr", self.base_lr) * rate
         if not prefix:
             # What is held fixed by a rate of 0 would count when gradients are clipped together.
+            fixed = [group for group in params if group.get("lr") == 0]
             params[:] = [group for group in params if group.get("lr") != 0]
+            for parameter in chain.from_iterable(group["params"] for group in fixed):
+                if not self.is_parallel:
+                    parameter.requires_grad_(False)
             if not params:
                 raise ValueError(
                     "nothing would train: every parameter has a learning rate of 0. Give some part "
                     "an lr_mult above 0 in paramwise_cfg.custom_keys."
                 )
+
+    def _keep_decay_rules(
+        self, groups: list[dict[str, Any]], module: nn.Module, prefix: str
+    ) -> None:
+        """Undo that mmengine drops them where a key matches, for a module's own parameters."""
+        if self.base_wd is None:
+            return
+        rules, keys = self.paramwise_cfg, self.paramwise_cfg.get("custom_keys", {})
+        names = {id(value): name for name, value in module.named_parameters(recurse=False)}
+        is_norm = isinstance(module, NORMS)
+        for group in groups:
+            (parameter,) = group["params"]
+            name = names.get(id(parameter))
+            if name is None:
+                continue
+            # As mmengine does: the longest key counts, of equal ones the first in the alphabet.
+            path = f"{prefix}.{name}"
+            matched = next(
+                (k for k in sorted(sorted(keys), key=len, reverse=True) if k in path), ""
+            )
+            if not matched or "decay_mult" in keys[matched]:
+                continue
+            applying = {
+                "norm_decay_mult": is_norm,
+                "bias_decay_mult": name == "bias",
+                "flat_decay_mult": parameter.ndim == 1,
+            }
+            found = (rules[rule] for rule, applies in applying.items() if applies and rule in rules)
+            group["weight_decay"] = self.base_wd * next(found, 1.0)
 
 
 def _depths(model: nn.Module) -> dict[str, int]:

@@ -38,6 +38,7 @@ KEPT = (
     "task.",
     "train_cfg.max_epochs",
     "train_cfg.max_iters",
+    "train_dataloader.batch_size",
 )
 # A config may leave them out, and ones that older versions wrote do not.
 DEFAULTS = {"augment": True, "data.seed": 0}

@@ -109,13 +109,19 @@ def _refuse_early(config: Config) -> None:
 
 
 def _refuse_small_batch(config: Config) -> None:
-    """Refuse a batch, of all processes together, of which nothing is learned."""
+    """Refuse batches of which nothing is learned, or which cannot be normalised."""
     kind, batch_size = TASKS.get(config.task.name), config.train_dataloader.batch_size
-    if kind is not None and batch_size * get_world_size() < kind.least_batch:
+    if kind is None:
+        return
+    reason, least = "", 0
+    if batch_size * get_world_size() < kind.least_batch:
+        reason, least = "tells the items of a batch apart and learns nothing", kind.least_batch
+    elif batch_size < kind.least_share:
+        reason, least = "normalises by the batch and cannot learn", kind.least_share
+    if reason:
         raise ValueError(
-            f"{kind.name} tells the items of a batch apart and learns nothing from batches of "
-            f"{batch_size}. Set a batch size of at least {kind.least_batch}; "
-            "encoder.with_cp=True saves memory."
+            f"{kind.name} {reason} from batches of {batch_size}. Set a batch size of at least "
+            f"{least}; encoder.with_cp=True saves memory."
         )
 
 
@@ -147,6 +153,11 @@ def _build_task(data: TaskData, config: Config) -> Task:
     # Adapters and heads are drawn while the task is built, before the runner sets its seed.
     torch.manual_seed(config.randomness.seed)
     settings = {**_settings_of(data), **(config.task.get("settings") or {})}
+    if settings.get("by") == "instance" and data.label != "instance":
+        raise ValueError(
+            f"task.settings.by is 'instance', but {data.source} pairs sketches with photos of "
+            "their class. Leave it out, or name data of instances."
+        )
     task = build_task(config.task.name, build_encoder(config.encoder), **settings)
     if not any(parameter.requires_grad for parameter in task.parameters()):
         raise ValueError(

@@ -30,6 +30,8 @@ class Task(nn.Module):
             leaving it as gradient made it.
         least_batch: Of how many items a batch, of all processes together, must be for its loss to
             teach something.
+        least_share: Of how many items the share of every process must be, for what normalises by
+            the batch.
         settings: Arguments, beside the encoder, that build it again; JSON values.
         image_size: Side, in pixels, of the square images it was trained on; None if not known.
         split: Part of its data that it was trained on; None if not known.
@@ -40,6 +42,7 @@ class Task(nn.Module):
     most_fitted: ClassVar[int] = 1
     part_suffices: ClassVar[bool] = False
     least_batch: ClassVar[int] = 1
+    least_share: ClassVar[int] = 1
 
     def __init__(self, encoder: SketchFusionEncoder, settings: Mapping[str, Any]) -> None:
         super().__init__()

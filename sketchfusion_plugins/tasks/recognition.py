@@ -30,6 +30,8 @@ class Recognition(Task):
     name = "recognition"
     # A classifier in closed form takes the cube of their number.
     most_fitted = 5000
+    # The head's batch norm; the encoder's are group norms.
+    least_share = 2
 
     def __init__(
         self,

@@ -443,6 +443,16 @@ def test_search_within_the_querys_own_category(retrieval: TaskData) -> None:
     same = Answers("retrieval", lambda images: torch.ones(len(images), 2))
     # Categories 0 and 1, whose galleries are 1, 0 and 3, 2.
     assert judge(within)(same)["mAP@all"] == Measured.of([1 / 2, 1, 1 / 2, 1])
+    # A category without an answer counts as little as in a search of everything.
+    assert isinstance(within.gallery, Listed)
+    fewer = replace(within, gallery=Listed(within.gallery.items[2:]))
+    assert (
+        judge(fewer)(same)["Acc@1"]
+        == judge(replace(fewer, own_category=False))(Answers("retrieval", embed))["Acc@1"]
+    )
+    none = replace(within, gallery=Listed(within.gallery.items[4:]))
+    with pytest.raises(ValueError, match=r"none of 4 queries has a relevant item among the 1 of"):
+        judge(none)(same)
 
 
 @pytest.fixture
@@ -646,6 +656,12 @@ def test_query_segmentation_by_hand(query_segmentation: TaskData) -> None:
     assert row["foreground IoU"] == Measured.of([1 / 3, 0])
     assert row["mIoU"] == Measured.of([1 / 3, 1 / 4])
     assert row["pixel accuracy"] == Measured.of([1 / 2, 1 / 2])
+
+
+def test_answers_that_are_no_numbers_are_refused(query_segmentation: TaskData) -> None:
+    broken = Answers("query_segmentation", lambda sketch, photo: photo[:, 0] * torch.nan)
+    with pytest.raises(ValueError, match=r"pixels are NaN: the model's weights are damaged"):
+        judge(query_segmentation)(broken)
 
 
 def test_plain_features_segment_above_a_fitted_threshold(query_segmentation: TaskData) -> None:

@@ -166,6 +166,15 @@ def test_points_in_one_source_cell_do_not_compete() -> None:
     assert loss.item() == 0
 
 
+def test_whole_pixels_are_points_as_others() -> None:
+    source, target = random_map(1, 8, 3, 5), random_map(1, 8, 3, 5, seed=1)
+    # Neighbouring cells of 7.5 px.
+    points = torch.tensor([[[7, 3], [8, 3], [20, 10]]])
+    stride: Any = {"source_stride": 7.5, "target_stride": 7.5}
+    expected = matched_contrast(source, target, points.float(), points.float(), **stride)
+    torch.testing.assert_close(matched_contrast(source, target, points, points, **stride), expected)
+
+
 @pytest.mark.parametrize("loss", [end_point_error, matched_contrast])
 def test_gradients_reach_both_maps(loss: Any, pair: dict[str, Tensor]) -> None:
     gradients = torch.autograd.grad(loss(**pair, **STRIDES), (pair["source"], pair["target"]))

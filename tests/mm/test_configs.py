@@ -142,6 +142,13 @@ def test_schedules_move_what_they_say(
     inside = {"decode_head", "neck", "injector"} & expected
     still = [name for name in before if inside & set(name.split(".")) and name not in moved]
     assert not still, "all of a part that trains does"
+    # Nothing is computed for what is held fixed.
+    asked = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert {part for part in parts if any(part in name.split(".") for name in asked)} == expected
+    names = {id(value): name for name, value in model.named_parameters()}
+    for group in wrapper.optimizer.param_groups:
+        for value in group["params"]:
+            assert (group["weight_decay"] == 0) == (value.ndim == 1), names[id(value)]
 
 
 @pytest.mark.parametrize("name", NAMES)

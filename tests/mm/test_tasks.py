@@ -283,10 +283,27 @@ def test_the_end_alone_is_judged_unless_asked(
     assert LookHook.runners.pop().train_loop.val_interval == interval
 
 
-def test_batches_of_one_pair_are_refused(train: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"batches of 1\. Set a batch size of at least 2"):
-        train("retrieval", tmp_path, train_dataloader__batch_size=1)
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("retrieval", "learns nothing"), ("recognition", "normalises by the batch")],
+)
+def test_batches_of_one_are_refused(
+    name: str, reason: str, train: Callable[..., Any], tmp_path: Path
+) -> None:
+    message = rf"{reason}.* from batches of 1\. Set a batch size of at least 2"
+    with pytest.raises(ValueError, match=message):
+        train(name, tmp_path, train_dataloader__batch_size=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_pairs_of_a_class_are_not_told_apart_by_instance(
+    config_of: Callable[..., Any], data_of: Callable[[str], TaskData], tmp_path: Path
+) -> None:
+    from sketchfusion_plugins.mm.train_task import train_task
+
+    data = replace(data_of("retrieval"), label="label")
+    with pytest.raises(ValueError, match=r"'instance', but .* of their class\. Leave it out"):
+        train_task(config_of("retrieval", tmp_path, task__settings={"by": "instance"}), data)
 
 
 def test_resuming_what_is_done_measures_it(

@@ -13,7 +13,7 @@ optim_wrapper = dict(
             neck=dict(lr_mult=0.0, decay_mult=0.0),
             # mmengine looks for keys anywhere in a name, and the longest counts: else UPerNet's
             # bottlenecks would be necks.
-            decode_head=dict(lr_mult=1.0, decay_mult=1.0),
+            decode_head=dict(lr_mult=1.0),
         )
     )
 )
