@@ -97,9 +97,8 @@ class AdapterOptimWrapperConstructor(DefaultOptimWrapperConstructor):  # type: i
                 continue
             # As mmengine does: the longest key counts, of equal ones the first in the alphabet.
             path = f"{prefix}.{name}"
-            matched = next(
-                (k for k in sorted(sorted(keys), key=len, reverse=True) if k in path), ""
-            )
+            ordered = sorted(sorted(keys), key=len, reverse=True)
+            matched = next((key for key in ordered if key in path), "")
             if not matched or "decay_mult" in keys[matched]:
                 continue
             applying = {

@@ -87,7 +87,7 @@ def rates(work: Path) -> list[float]:
         ({"data__limit": 50}, "data.limit 50, the run has 45"),
         ({"data__size": 64}, "data.size 64, the run has 32"),
         ({"data__source": "paired:mine"}, "data.source 'paired', the run has 'openmoji'"),
-        ({"train_dataloader__batch_size": 7}, "batch_size 7, the run has 4"),
+        ({"train_dataloader__batch_size": 7}, "batch_size 7, the run has 2"),
         ({"augment": False}, "augment False, the run has True"),
         (
             {"custom_hooks": [{"type": "EMAHook", "momentum": 0.3}]},
