@@ -209,7 +209,7 @@ class Denoiser(nn.Module):
         timestep = torch.full((1,), self.timestep, dtype=torch.float32, device=sample.device)
         embedding = unet.time_embedding(unet.get_time_embed(sample, timestep))
         if unet.config["addition_embed_type"] == "text_time":
-            # SDXL's pipeline zeroes the pooled embedding of an empty prompt, as it does the tokens.
+            # Of an absent prompt SDXL's pooled embedding is zeros, as the tokens are.
             pooled_width = (
                 unet.config["projection_class_embeddings_input_dim"]
                 - 6 * unet.config["addition_time_embed_dim"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from sketchfusion_plugins.hub import (
     read_json,
     refuse_unavailable,
     require_weights,
+    without_advice,
 )
 from sketchfusion_plugins.images import refuse_overflow
 from sketchfusion_plugins.noise import draw_noise, noise_scales
@@ -200,6 +200,7 @@ def load_diffusion(
     if weights == "random":
         return _build_random(config, taps, dtype)
     from diffusers import UNet2DConditionModel
+    from diffusers.utils import logging
     from huggingface_hub.constants import is_offline_mode
 
     from sketchfusion_plugins.null_prompt import load_null_embedding
@@ -215,7 +216,7 @@ def load_diffusion(
     }
     # The branch keeps the id: a packaged folder lies elsewhere in every installation.
     place = replace(config, source=str(bundled_weights(config.source) or config.source))
-    with explain_loading("UNet", place.source, config.revision, DIFFUSERS_LAYOUT):
+    with explain_loading("UNet", place.source, config.revision, DIFFUSERS_LAYOUT, config.variant):
         # First of all, since it says what is lacking where diffusers does not.
         architecture = _load_config(place, "unet", "config.json")
         if config.unet_file is not None:
@@ -229,9 +230,9 @@ def load_diffusion(
             require_weights(loaded["missing_keys"])
     if config.unet_file is not None:
         _load_weights(unet, config.unet_file, dtype)
-    with explain_loading("VAE", place.source, config.revision, DIFFUSERS_LAYOUT):
+    with explain_loading("VAE", place.source, config.revision, DIFFUSERS_LAYOUT, config.variant):
         vae_class = _vae_class(_load_config(place, "vae", "config.json"))
-        with _quiet_diffusers():
+        with without_advice(logging):
             vae, loaded = vae_class.from_pretrained(place.source, subfolder="vae", **options)
         decoder = ("decoder.", "post_quant_conv.")
         require_weights(name for name in loaded["missing_keys"] if not name.startswith(decoder))
@@ -243,23 +244,12 @@ def load_diffusion(
 
 def skip_random_weights(branch: Diffusion) -> None:
     """Take as many random numbers as `load_diffusion` takes for a branch like this one."""
-    with _quiet_diffusers():
+    from diffusers.utils import logging
+
+    with without_advice(logging):
         for model in (branch.denoiser.unet, branch.vae):
             model.from_config(model.config)
     torch.randn(branch.denoiser.null_embedding.shape)
-
-
-@contextmanager
-def _quiet_diffusers() -> Iterator[None]:
-    """Keep diffusers from advice on weights that we judge ourselves; a decoder may be missing."""
-    from diffusers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _build_random(

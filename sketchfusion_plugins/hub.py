@@ -120,7 +120,11 @@ def timm_safetensors(name: str) -> dict[str, str]:
 
 @contextmanager
 def explain_loading(
-    part: str, source: str, revision: str | None, layout: str = "the library's layout"
+    part: str,
+    source: str,
+    revision: str | None,
+    layout: str = "the library's layout",
+    variant: str | None = None,
 ) -> Iterator[None]:
     """Turn a library's loading error into one that says what to do.
 
@@ -129,6 +133,7 @@ def explain_loading(
         source: Hugging Face id or folder.
         revision: Branch, tag or commit of an id.
         layout: How its files should lie.
+        variant: The one that is asked for.
 
     Raises:
         OSError: ``part`` could not be loaded from ``source``.
@@ -142,9 +147,9 @@ def explain_loading(
             raise
         where = source if revision is None else f"{source} (revision {revision})"
         reason = " ".join(str(error).split())[:400]
-        variant = _lone_variant(source)
-        if variant is not None:
-            reason += f" {variant} is a variant: set diffusion__variant or semantic__variant."
+        lone = _lone_variant(source) if variant is None else None
+        if lone is not None:
+            reason += f" {lone} is a variant: set diffusion__variant or semantic__variant."
         raise OSError(
             f"could not load the {part} from {where!r}: {reason} "
             "Expected a Hugging Face id that is reachable or already cached, or a local folder, in "
@@ -161,6 +166,21 @@ def _lone_variant(source: str) -> Path | None:
             if not half.with_name(half.name.replace(".fp16.", ".")).exists():
                 return half
     return None
+
+
+@contextmanager
+def without_advice(logging: Any) -> Iterator[None]:
+    """Keep a library from advice on weights that we judge ourselves, such as a decoder's.
+
+    Args:
+        logging: ``diffusers.utils.logging`` or ``transformers.utils.logging``.
+    """
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def require_weights(missing: Iterable[str]) -> None:

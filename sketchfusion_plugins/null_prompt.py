@@ -1,8 +1,8 @@
 """Embedding of the empty prompt, computed once and kept: 300 kB instead of a text encoder.
 
 It is looked for in this order: ``null_embedding.safetensors`` in a local source folder, the user's
-cache, the source's own text encoder (whose result is then cached). SDXL needs none of them: its
-pipeline replaces the embedding of an empty prompt by zeros.
+cache, the source's own text encoder (whose result is then cached). SDXL needs none of them: zeros
+stand for an absent prompt, as its pipeline has it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from sketchfusion_plugins.config import DiffusionConfig
@@ -20,6 +21,7 @@ from sketchfusion_plugins.files import null_prompt_path, write_safetensors
 from sketchfusion_plugins.hub import DIFFUSERS_LAYOUT, explain_loading, require_weights
 
 FILENAME = "null_embedding.safetensors"
+PARTS = ("text_encoder", "tokenizer")
 
 
 def load_null_embedding(
@@ -55,18 +57,29 @@ def encode_null_prompt(config: DiffusionConfig, *, allow_pickle: bool = False) -
     """
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    with explain_loading("text encoder", config.source, config.revision, DIFFUSERS_LAYOUT):
-        options = {"revision": config.revision or "main"}
-        tokenizer = CLIPTokenizer.from_pretrained(config.source, subfolder="tokenizer", **options)
-        encoder, loaded = CLIPTextModel.from_pretrained(
+    def load(variant: str | None) -> Any:
+        return CLIPTextModel.from_pretrained(
             config.source,
             subfolder="text_encoder",
-            variant=config.variant,
+            variant=variant,
             use_safetensors=None if allow_pickle else True,
             output_loading_info=True,
             dtype=torch.float32,  # whatever it is stored in
             **options,
         )
+
+    with explain_loading(
+        "text encoder", config.source, config.revision, DIFFUSERS_LAYOUT, config.variant
+    ):
+        options = {"revision": config.revision or "main"}
+        tokenizer = CLIPTokenizer.from_pretrained(config.source, subfolder="tokenizer", **options)
+        try:
+            encoder, loaded = load(config.variant)
+        except OSError:
+            # diffusers' pipelines, too, take the variant of those parts alone that have one.
+            if config.variant is None:
+                raise
+            encoder, loaded = load(None)
         require_weights(loaded["missing_keys"])
         encoder.eval()
     tokens = tokenizer(
@@ -83,10 +96,17 @@ def cache_path(config: DiffusionConfig) -> Path:
 
 
 def _stamp(config: DiffusionConfig) -> str:
-    """Tells a local text encoder from one that replaced it; empty where there is none."""
-    folder = Path(config.source) / "text_encoder"
-    files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin"))
-    return " ".join(f"{path.name}:{path.stat().st_mtime_ns}" for path in files)
+    """Tells a text encoder with its tokenizer from those that replaced them; empty without any."""
+    folder = Path(config.source)
+    if not folder.is_dir():
+        found = try_to_load_from_cache(config.source, "unet/config.json", revision=config.revision)
+        # Of a repository, the commit: a snapshot's folder is named after it.
+        return Path(found).parts[-3] if isinstance(found, str) else ""
+    if not any((folder / "text_encoder").glob("*.*")):
+        return ""
+    files = sorted(path for part in PARTS for path in (folder / part).glob("*.*"))
+    told = (f"{path.parent.name}/{path.name}:{path.stat().st_mtime_ns}" for path in files)
+    return " ".join(told)
 
 
 def _read(path: Path) -> tuple[Tensor, str]:

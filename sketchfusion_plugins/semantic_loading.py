@@ -22,6 +22,7 @@ from sketchfusion_plugins.hub import (
     refuse_unavailable,
     require_weights,
     timm_safetensors,
+    without_advice,
 )
 from sketchfusion_plugins.semantic import CLIP_MEAN, CLIP_STD, ClipVision, TimmVision
 
@@ -68,6 +69,7 @@ def load_semantic(
     if _is_timm(config):
         return _load_timm(config, weights, dtype, allow_pickle)
     from transformers import CLIPVisionConfig, CLIPVisionModel
+    from transformers.utils import logging
 
     folder = Path(config.source)
     if folder.is_dir():
@@ -80,7 +82,13 @@ def load_semantic(
             vision = read_architecture(config.source)["vision"]
         model = CLIPVisionModel(CLIPVisionConfig(**vision)).to(dtype)
     else:
-        with explain_loading("CLIP image encoder", config.source, config.revision, CLIP_LAYOUT):
+        with (
+            explain_loading(
+                "CLIP image encoder", config.source, config.revision, CLIP_LAYOUT, config.variant
+            ),
+            # Of a whole CLIP the text tower is not asked for.
+            without_advice(logging),
+        ):
             model, loaded = _load_clip(
                 config,
                 variant=config.variant,

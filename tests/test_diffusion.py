@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -533,6 +534,21 @@ def test_half_precision_variant_equals_diffusers(pipeline_copy: Path, sketches: 
     assert all(torch.equal(values, weights[name]) for name, values in kept.items())
 
 
+def test_a_variant_of_some_parts(pipeline_copy: Path) -> None:
+    """diffusers' own pipeline takes what there is of it, and the rest whole."""
+    expected = load_diffusion(_config(pipeline_copy)).denoiser.null_embedding
+    for part in ("unet", "vae"):
+        path = pipeline_copy / part / "diffusion_pytorch_model.safetensors"
+        path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    branch = load_diffusion(_config(pipeline_copy, variant="fp16"))
+    assert torch.equal(branch.denoiser.null_embedding, expected)
+    shutil.rmtree(pipeline_copy / "text_encoder")
+    shutil.rmtree(Path(os.environ["SKETCHFUSION_CACHE"]))
+    with pytest.raises(OSError, match="could not load the text encoder") as caught:
+        load_diffusion(_config(pipeline_copy, variant="fp16"))
+    assert "is a variant: set" not in str(caught.value)
+
+
 @pytest.fixture
 def cached(pipeline_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The pipeline as Hugging Face's cache keeps ``someone/diffusion``; the hub is out of reach."""
@@ -553,6 +569,18 @@ def test_a_cached_repository_with_shards(cached: Path, pipeline_folder: Path) ->
     found = load_diffusion(DiffusionConfig(source="someone/diffusion")).state_dict()
     expected = load_diffusion(_config(pipeline_folder)).state_dict()
     assert all(torch.equal(found[name], values) for name, values in expected.items())
+
+
+def test_another_commit_brings_its_own_null_prompt(cached: Path) -> None:
+    config = DiffusionConfig(source="someone/diffusion")
+    before = load_diffusion(config).denoiser.null_embedding
+    later = shutil.copytree(cached, cached.with_name("b" * 40))
+    (path,) = (later / "text_encoder").glob("*.safetensors")
+    save_file({name: 2 * values for name, values in load_file(path).items()}, path)
+    (cached.parents[1] / "refs" / "main").write_text("b" * 40)
+    found = load_diffusion(config).denoiser.null_embedding
+    assert torch.equal(found, load_diffusion(_config(later)).denoiser.null_embedding)
+    assert not torch.allclose(found, before)
 
 
 def test_other_repositories_are_told(cached: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -86,6 +87,17 @@ def test_cache_does_not_outlive_the_text_encoder_it_was_made_from(
     got = load_null_embedding(config, WIDTH)
     assert torch.equal(got, encode_null_prompt(config))
     assert not torch.allclose(got, expected)
+
+
+def test_cache_does_not_outlive_the_tokenizer(pipeline_copy: Path, expected: Tensor) -> None:
+    config = _config(pipeline_copy)
+    load_null_embedding(config, WIDTH)
+    path = pipeline_copy / "tokenizer" / "tokenizer_config.json"
+    told = json.loads(path.read_text())
+    # As Stable Diffusion 2 pads, other than its forerunners.
+    path.write_text(json.dumps({**told, "pad_token": "!"}))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000_000))
+    assert torch.equal(load_null_embedding(config, WIDTH), encode_null_prompt(config))
 
 
 def test_file_in_the_folder_comes_first(pipeline_copy: Path, expected: Tensor) -> None:

@@ -307,6 +307,25 @@ def test_foundations_that_a_state_dict_replaced_are_saved(
     assert sum("built with random foundations" in text for text in told) == (built == "random")
 
 
+def test_adapters_are_no_whole_state_dict(tiny: Any, tmp_path: Path) -> None:
+    tiny.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match=r"without foundations.*local-dir:FOLDER"):
+        timm.create_model("sketchfusion_tiny", checkpoint_path=tmp_path / WEIGHTS_FILE)
+
+
+@pytest.mark.parametrize(
+    ("taps", "strides"), [(("up0", "up1"), [8, 16, 32]), (("up1", "up2"), [4, 8, 16])]
+)
+def test_levels_of_other_taps(taps: tuple[str, ...], strides: list[int]) -> None:
+    options: dict[str, Any] = {"pretrained": False, "changes": {"taps": taps}}
+    model = timm.create_model("sketchfusion_tiny", features_only=True, **options)
+    assert model.feature_info.reduction() == strides
+    with torch.no_grad():
+        maps = model(torch.zeros(1, 3, 64, 64))
+    assert [64 // level.shape[-1] for level in maps] == strides
+    assert [level.shape[1] for level in maps] == model.feature_info.channels()
+
+
 def test_segmentation_models_pytorch_has_the_trained_weights() -> None:
     smp = pytest.importorskip("segmentation_models_pytorch")
     model = smp.Unet("tu-sketchfusion_tiny", encoder_weights=True, classes=4).eval()

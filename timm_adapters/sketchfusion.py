@@ -36,13 +36,20 @@ _logger = logging.getLogger(__name__)
 register_notrace_module(SketchFusionEncoder)
 
 
+def read_config_argument(config: EncoderConfig | Mapping[str, Any] | str) -> EncoderConfig:
+    """A configuration, also by its `EncoderConfig.to_dict` or the name of a preset."""
+    if isinstance(config, str):
+        return preset(config)
+    return config if isinstance(config, EncoderConfig) else EncoderConfig.from_dict(config)
+
+
 class SketchFusion(nn.Module):
     """Fused encoder, global pooling and classifier.
 
     ``forward_features`` gives the aggregated map. ``forward_intermediates`` and
-    ``features_only=True`` give four levels of strides 4, 8, 16 and 32: the UNet's levels before
-    aggregation, and for stride 4 the finest of them enlarged, which consumers such as
-    segmentation_models.pytorch ask for.
+    ``features_only=True`` give the UNet's levels before aggregation, and before them the finest one
+    enlarged to half of its stride: strides 4, 8, 16 and 32, which consumers such as
+    segmentation_models.pytorch ask for, unless other ``taps`` are chosen.
 
     Args:
         config: Configuration, its `EncoderConfig.to_dict`, or the name of a preset.
@@ -86,10 +93,7 @@ class SketchFusion(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(config, str):
-            config = preset(config)
-        elif not isinstance(config, EncoderConfig):
-            config = EncoderConfig.from_dict(config)
+        config = read_config_argument(config)
         given = {
             "freeze_foundations": freeze_foundations,
             "foundation_dtype": foundation_dtype,
@@ -132,6 +136,23 @@ class SketchFusion(nn.Module):
         self.fresh: list[str] = []
         if dtype is not None:
             self.to(dtype)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load a whole state dict; see `torch.nn.Module.load_state_dict`.
+
+        Raises:
+            RuntimeError: It does not fit, or ``strict`` and it holds adapters alone.
+        """
+        inside = tuple(f"encoder.{name}." for name in self.encoder.foundation_names())
+        if strict and state_dict and not any(name.startswith(inside) for name in state_dict):
+            raise RuntimeError(
+                "expected a whole state dict, got one without foundations, as adapters are. Load "
+                "the folder that save_pretrained wrote: timm.create_model('local-dir:FOLDER', "
+                "pretrained=True), or sketchfusion_plugins.checkpoint.load_adapters(model, FOLDER)."
+            )
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Aggregated map ``[B, num_features, h, w]``; after pruning, the coarsest kept level."""

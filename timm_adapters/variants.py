@@ -17,7 +17,7 @@ from sketchfusion_plugins.hub import BUNDLED_WEIGHTS, bundled_weights
 from sketchfusion_plugins.timm_entries import TIMM_CFG
 from sketchfusion_plugins.wrappers import find_encoder
 from timm_adapters.loading import TINY, Plan, plan_loading
-from timm_adapters.sketchfusion import SketchFusion
+from timm_adapters.sketchfusion import SketchFusion, read_config_argument
 
 _logger = logging.getLogger(__name__)
 
@@ -125,11 +125,14 @@ def _create_sketchfusion(variant: str, pretrained: bool = False, **kwargs: Any) 
             variant,
             pretrained=with_adapters,
             pretrained_cfg_overlay=dict(plan.overlay),
-            feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+            feature_cfg={"out_indices": tuple(range(levels)), "feature_cls": "getter"},
             **kwargs,
         )
         return model
 
+    taps = read_config_argument(kwargs["config"]).taps
+    taps = (kwargs.get("changes") or {}).get("taps", taps)
+    levels = 4 if taps is None else 1 + len(taps)
     model, loaded = _load(plan, pretrained, build)
     if recorded:
         update_model_args(model, **recorded)
