@@ -189,8 +189,7 @@ class SketchFusionEncoder(nn.Module):
             TypeError, ValueError: See `sketchfusion_plugins.images.check_image`, and of the seed
                 `sketchfusion_plugins.noise.draw_noise`.
         """
-        check_image(image, self.config.in_channels)
-        pixels = pad_to_multiple(to_rgb(image), self.diffusion.latent_stride)
+        pixels = self._pixels(image)
         tokens = None
         if fuse and len(self.injector.projections):
             tokens = self._tokens(pixels)
@@ -250,9 +249,12 @@ class SketchFusionEncoder(nn.Module):
 
     def forward_tokens(self, image: Tensor) -> Tensor:
         """The semantic branch alone: tokens ``[B, channels, rows, columns]`` of its own grid."""
+        return self._tokens(self._pixels(image)).to(self.dtype)
+
+    def _pixels(self, image: Tensor) -> Tensor:
+        """Images as the foundations take them, after a check."""
         check_image(image, self.config.in_channels)
-        pixels = pad_to_multiple(to_rgb(image), self.diffusion.latent_stride)
-        return self._tokens(pixels).to(self.dtype)
+        return pad_to_multiple(to_rgb(image), self.diffusion.latent_stride)
 
     def _tokens(self, pixels: Tensor) -> Tensor:
         shrink = self.config.semantic.shrink
