@@ -86,12 +86,15 @@ class SketchPhotoPairs(Dataset[dict[str, Any]]):
 
     Raises:
         ValueError: Unknown ``by``, or no sketch has a photo.
+
+    Attributes:
+        by: What sketch and photo of a pair have in common.
     """
 
     def __init__(self, sketches: Any, photos: Any, by: str = "instance") -> None:
         if by not in ("instance", "label"):
             raise ValueError(f"by must be 'instance' or 'label', got {by!r}.")
-        self.sketches, self.photos = sketches, photos
+        self.sketches, self.photos, self.by = sketches, photos, by
         wanted: Tensor = sketches.instances if by == "instance" else sketches.labels
         offered: Tensor = photos.instances if by == "instance" else photos.labels
         order = offered.argsort(stable=True)

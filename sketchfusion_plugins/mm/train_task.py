@@ -153,7 +153,7 @@ def _build_task(data: TaskData, config: Config) -> Task:
     # Adapters and heads are drawn while the task is built, before the runner sets its seed.
     torch.manual_seed(config.randomness.seed)
     settings = {**_settings_of(data), **(config.task.get("settings") or {})}
-    if settings.get("by") == "instance" and data.label != "instance":
+    if settings.get("by") == "instance" and getattr(data.train, "by", "") == "label":
         raise ValueError(
             f"task.settings.by is 'instance', but {data.source} pairs sketches with photos of "
             "their class. Leave it out, or name data of instances."

@@ -301,7 +301,10 @@ def test_pairs_of_a_class_are_not_told_apart_by_instance(
 ) -> None:
     from sketchfusion_plugins.mm.train_task import train_task
 
-    data = replace(data_of("retrieval"), label="label")
+    data = data_of("retrieval")
+    pairs: Any = copy.copy(data.train)
+    pairs.by = "label"
+    data = replace(data, train=pairs, label="label")
     with pytest.raises(ValueError, match=r"'instance', but .* of their class\. Leave it out"):
         train_task(config_of("retrieval", tmp_path, task__settings={"by": "instance"}), data)
 
