@@ -7,6 +7,7 @@ stand for an absent prompt, as its pipeline has it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -35,14 +36,26 @@ def load_null_embedding(
     width = unet_config["cross_attention_dim"]
     if unet_config.get("addition_embed_type") == "text_time":
         return torch.zeros(1, 77, width)
-    stamp = _stamp(config)
+    stamp, older = _stamp(config), None
     for path in (Path(config.source) / FILENAME, cache_path(config)):
         if path.is_file():
             embedding, made_from = _read(path)
-            stale = made_from and stamp and made_from != stamp
-            if embedding.ndim == 3 and embedding.shape[-1] == width and not stale:
+            if embedding.ndim != 3 or embedding.shape[-1] != width:
+                continue
+            if not (made_from and stamp and made_from != stamp):
                 return embedding
-    embedding = encode_null_prompt(config, allow_pickle=allow_pickle)
+            older = embedding
+    try:
+        embedding = encode_null_prompt(config, allow_pickle=allow_pickle)
+    except OSError as error:
+        if older is None or Path(config.source).is_dir():
+            raise
+        warnings.warn(
+            f"the null prompt's embedding is that of an earlier commit of {config.source}: the "
+            f"text encoder of the present one cannot be had ({error})",
+            stacklevel=2,
+        )
+        return older
     # A read-only home costs the next start some seconds, not this one.
     with suppress(OSError):
         write_safetensors({"null_embedding": embedding}, cache_path(config), {"made_from": stamp})
@@ -75,11 +88,14 @@ def encode_null_prompt(config: DiffusionConfig, *, allow_pickle: bool = False) -
         tokenizer = CLIPTokenizer.from_pretrained(config.source, subfolder="tokenizer", **options)
         try:
             encoder, loaded = load(config.variant)
-        except OSError:
+        except OSError as error:
             # diffusers' pipelines, too, take the variant of those parts alone that have one.
             if config.variant is None:
                 raise
-            encoder, loaded = load(None)
+            try:
+                encoder, loaded = load(None)
+            except OSError:
+                raise error from None
         require_weights(loaded["missing_keys"])
         encoder.eval()
     tokens = tokenizer(
@@ -99,10 +115,15 @@ def _stamp(config: DiffusionConfig) -> str:
     """Tells a text encoder with its tokenizer from those that replaced them; empty without any."""
     folder = Path(config.source)
     if not folder.is_dir():
-        found = try_to_load_from_cache(config.source, "unet/config.json", revision=config.revision)
+        found = None
+        # A path that leads nowhere is no id.
+        with suppress(ValueError):
+            found = try_to_load_from_cache(
+                config.source, "unet/config.json", revision=config.revision
+            )
         # Of a repository, the commit: a snapshot's folder is named after it.
         return Path(found).parts[-3] if isinstance(found, str) else ""
-    if not any((folder / "text_encoder").glob("*.*")):
+    if not any(path.suffix in (".safetensors", ".bin") for path in folder.glob("text_encoder/*")):
         return ""
     files = sorted(path for part in PARTS for path in (folder / part).glob("*.*"))
     told = (f"{path.parent.name}/{path.name}:{path.stat().st_mtime_ns}" for path in files)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from sketchfusion_plugins.config import DiffusionConfig, SemanticConfig
 from sketchfusion_plugins.diffusion import Diffusion, load_diffusion, noise_scales
 from sketchfusion_plugins.hub import RETIRED_REPOSITORIES
 from sketchfusion_plugins.noise import draw_noise
+from sketchfusion_plugins.null_prompt import cache_path
 from sketchfusion_plugins.semantic_loading import load_semantic
 
 TAPS = ("up0", "up1", "up2")
@@ -543,7 +543,7 @@ def test_a_variant_of_some_parts(pipeline_copy: Path) -> None:
     branch = load_diffusion(_config(pipeline_copy, variant="fp16"))
     assert torch.equal(branch.denoiser.null_embedding, expected)
     shutil.rmtree(pipeline_copy / "text_encoder")
-    shutil.rmtree(Path(os.environ["SKETCHFUSION_CACHE"]))
+    cache_path(_config(pipeline_copy, variant="fp16")).unlink()
     with pytest.raises(OSError, match="could not load the text encoder") as caught:
         load_diffusion(_config(pipeline_copy, variant="fp16"))
     assert "is a variant: set" not in str(caught.value)
@@ -581,6 +581,12 @@ def test_another_commit_brings_its_own_null_prompt(cached: Path) -> None:
     found = load_diffusion(config).denoiser.null_embedding
     assert torch.equal(found, load_diffusion(_config(later)).denoiser.null_embedding)
     assert not torch.allclose(found, before)
+    # A commit of whose files the text encoder was never fetched.
+    last = shutil.copytree(later, later.with_name("c" * 40))
+    shutil.rmtree(last / "text_encoder")
+    (cached.parents[1] / "refs" / "main").write_text("c" * 40)
+    with pytest.warns(UserWarning, match="is that of an earlier commit of someone/diffusion"):
+        assert torch.equal(load_diffusion(config).denoiser.null_embedding, found)
 
 
 def test_other_repositories_are_told(cached: Path) -> None:

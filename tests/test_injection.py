@@ -65,7 +65,6 @@ def test_zero_init_is_the_identity(size: tuple[int, int]) -> None:
 
 
 @torch.no_grad()
-@torch.no_grad()
 def test_a_layer_may_stand_for_the_convolution() -> None:
     """As LoRA's do, which have its weight and are none."""
 
@@ -89,6 +88,7 @@ def test_a_layer_may_stand_for_the_convolution() -> None:
     torch.testing.assert_close(injector("up0", hidden, tokens), expected)
 
 
+@torch.no_grad()
 def test_block_that_is_no_site() -> None:
     hidden = torch.randn(2, 4, 3, 3)
     assert ClipInjector(6, {"down0": 4})("mid", hidden, torch.randn(2, 6, 3, 3)) is hidden

@@ -100,6 +100,16 @@ def test_cache_does_not_outlive_the_tokenizer(pipeline_copy: Path, expected: Ten
     assert torch.equal(load_null_embedding(config, WIDTH), encode_null_prompt(config))
 
 
+def test_cache_serves_a_folder_whose_weights_were_deleted(
+    pipeline_copy: Path, expected: Tensor
+) -> None:
+    config = _config(pipeline_copy)
+    load_null_embedding(config, WIDTH)
+    _text_weights(pipeline_copy).unlink()
+    assert (pipeline_copy / "text_encoder" / "config.json").exists()
+    assert torch.equal(load_null_embedding(config, WIDTH), expected)
+
+
 def test_file_in_the_folder_comes_first(pipeline_copy: Path, expected: Tensor) -> None:
     config = _config(pipeline_copy)
     load_null_embedding(config, WIDTH)

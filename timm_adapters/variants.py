@@ -72,8 +72,8 @@ def _refuse_unsupported(variant: str, output_stride: int, feature_cls: object) -
     """Refuse options of timm's that these models do not have."""
     if output_stride != 32:
         raise NotImplementedError(
-            f"{variant} has levels of strides 4, 8, 16 and 32, so output_stride must be 32, got "
-            f"{output_stride}. Of segmentation_models.pytorch take a decoder that needs no "
+            f"{variant} has levels of its UNet's strides, up to 32, so output_stride must be 32, "
+            f"got {output_stride}. Of segmentation_models.pytorch take a decoder that needs no "
             "dilation: Unet, FPN or UPerNet, not DeepLabV3, DeepLabV3Plus or PAN."
         )
     name = feature_cls.lower() if isinstance(feature_cls, str) else feature_cls

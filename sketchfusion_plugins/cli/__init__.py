@@ -60,7 +60,7 @@ def main(
     if not sys.stderr.isatty():
         # Read by Hugging Face's libraries when they are imported.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # Names of files need not be characters that this output can show.
         sys.stdout.reconfigure(errors="backslashreplace")
     if version:

@@ -33,7 +33,7 @@ from sketchfusion_plugins.data.openmoji import (
 )
 from sketchfusion_plugins.files import cache_folder, remove_unfinished, write_text
 from sketchfusion_plugins.index import Hit, SketchIndex
-from sketchfusion_plugins.index.manifest import POINTER
+from sketchfusion_plugins.index.manifest import POINTER, DamagedIndexError
 from sketchfusion_plugins.index.writer import discard_index
 from sketchfusion_plugins.inference.answers import Model
 from sketchfusion_plugins.inference.gallery import GalleryModel, add_pictures, picture_key
@@ -148,8 +148,8 @@ def own_gallery(place: Path, model: Model, described: GalleryModel) -> Gallery:
         index = _index(paths, key, model, described, problems, changing=True)
         if problems.found:
             warnings.warn(
-                f"{len(problems.found)} of {place} cannot be read and are left out, the first: "
-                f"{problems.first}",
+                f"{len(problems.found)} picture(s) or folder(s) in {place} cannot be read and are "
+                f"left out, the first: {problems.first}",
                 stacklevel=2,
             )
     if not len(index):
@@ -210,7 +210,7 @@ def _index(
         SketchIndex.open(folder)
     except FileNotFoundError:
         pass
-    except OSError as error:
+    except DamagedIndexError as error:
         warnings.warn(f"{error} The latter is done: it was kept to save time alone.", stacklevel=3)
         discard_index(folder)
     _, total = add_pictures(folder, model, described, paths, problems)

@@ -183,9 +183,13 @@ def data_files(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if re.fullmatch(DATA_FILE, path.name)]
 
 
-def damaged(folder: Path, what: str) -> OSError:
+class DamagedIndexError(OSError):
+    """Files of an index are not as they were written."""
+
+
+def damaged(folder: Path, what: str) -> DamagedIndexError:
     """The error for files that are not as they were written."""
-    return OSError(
+    return DamagedIndexError(
         f"the index {folder} is damaged: {what}. Restore it from a copy or build it anew."
     )
 

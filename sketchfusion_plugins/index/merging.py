@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -160,8 +160,10 @@ def _new_folder(out: Path) -> Iterator[None]:
                 yield
             except BaseException:
                 # Without a pointer nobody reads what was copied, and it may be large.
-                for path in data_files(out):
-                    path.unlink()
+                if not (out / POINTER).exists():
+                    for path in data_files(out):
+                        with suppress(OSError):
+                            path.unlink()
                 raise
     except Timeout as error:
         raise BlockingIOError(f"another process is writing {out}. Wait until it ends.") from error

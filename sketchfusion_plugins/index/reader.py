@@ -153,8 +153,8 @@ class SketchIndex:
             rows.append(found[1] + start)
         all_scores, all_rows = np.concatenate(scores, axis=1), np.concatenate(rows, axis=1)
         order = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
-        # Of unit vectors, but for rounding.
-        best_scores = np.take_along_axis(all_scores, order, 1).clip(-1, 1)
+        # Of unit vectors, but for rounding; without a row it is minus infinity.
+        best_scores = np.minimum(np.take_along_axis(all_scores, order, 1), np.float32(1))
         return best_scores, np.take_along_axis(all_rows, order, 1)
 
     def item(self, row: int) -> tuple[str, dict[str, Any]]:

@@ -26,9 +26,10 @@ class AdapterOptimWrapperConstructor(DefaultOptimWrapperConstructor):  # type: i
     n-th last UNet block that runs learns at ``lr * layer_decay_rate ** n``, n counting from 0. What
     is outside the encoder is not affected.
 
-    What a rate of 0 holds fixed gets no gradient either: nothing is computed for it, unless data
-    parallelism has counted on it before. A key of ``custom_keys`` that states no ``decay_mult``
-    leaves the rules for norms, biases and what has one dimension in force.
+    What a rate of 0 holds fixed asks for no gradient from then on (``requires_grad`` of the model's
+    parameters), and nothing is computed for it; unless data parallelism counts on it. A key of
+    ``custom_keys`` that states no decay leaves the rules for norms, biases and what has one
+    dimension in force.
     """
 
     paramwise_cfg: dict[str, Any]
@@ -72,14 +73,14 @@ class AdapterOptimWrapperConstructor(DefaultOptimWrapperConstructor):  # type: i
             # What is held fixed by a rate of 0 would count when gradients are clipped together.
             fixed = [group for group in params if group.get("lr") == 0]
             params[:] = [group for group in params if group.get("lr") != 0]
-            for parameter in chain.from_iterable(group["params"] for group in fixed):
-                if not self.is_parallel:
-                    parameter.requires_grad_(False)
             if not params:
                 raise ValueError(
                     "nothing would train: every parameter has a learning rate of 0. Give some part "
                     "an lr_mult above 0 in paramwise_cfg.custom_keys."
                 )
+            for parameter in chain.from_iterable(group["params"] for group in fixed):
+                if not self.is_parallel:
+                    parameter.requires_grad_(False)
 
     def _keep_decay_rules(
         self, groups: list[dict[str, Any]], module: nn.Module, prefix: str
@@ -99,15 +100,16 @@ class AdapterOptimWrapperConstructor(DefaultOptimWrapperConstructor):  # type: i
             path = f"{prefix}.{name}"
             ordered = sorted(sorted(keys), key=len, reverse=True)
             matched = next((key for key in ordered if key in path), "")
-            if not matched or "decay_mult" in keys[matched]:
+            if not matched or {"decay_mult", "weight_decay"} & keys[matched].keys():
                 continue
             applying = {
                 "norm_decay_mult": is_norm,
                 "bias_decay_mult": name == "bias",
                 "flat_decay_mult": parameter.ndim == 1,
             }
-            found = (rules[rule] for rule, applies in applying.items() if applies and rule in rules)
-            group["weight_decay"] = self.base_wd * next(found, 1.0)
+            stated = (rules.get(rule) for rule, applies in applying.items() if applies)
+            decay = next((value for value in stated if value is not None), 1.0)
+            group["weight_decay"] = self.base_wd * decay
 
 
 def _depths(model: nn.Module) -> dict[str, int]:

@@ -70,7 +70,7 @@ def draw_branch_weights(weights: Mapping[str, Array], levels: Sequence[str]) -> 
         axes.axvline(1 / len(levels), color="0.4", linestyle="dashed", linewidth=1, zorder=0)
         # Room for the numbers beside the bars.
         axes.set_xlim(0, 1.2 * max(own.max(), 1 / len(levels)))
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title, fontsize=10, parse_math=False)
         axes.tick_params(labelsize=9)
         _open_frame(axes)
     panels[0].invert_yaxis()
@@ -116,7 +116,7 @@ def draw_training(runs: Mapping[str, Mapping[str, Curve]]) -> Figure:
                     marker=marker,
                     markersize=4,
                 )
-        axes.set_title(name, fontsize=10)
+        axes.set_title(name, fontsize=10, parse_math=False)
         axes.tick_params(labelsize=8)
         axes.grid(color="0.9")
         _open_frame(axes)
@@ -182,7 +182,7 @@ def draw_spectra(
             (lines[name],) = axes.plot(
                 radius[there], values[there], marker="o", markersize=3, **looks[name]
             )
-        axes.set_title(title, fontsize=10)
+        axes.set_title(title, fontsize=10, parse_math=False)
         axes.set_xlabel("radial frequency / Nyquist", fontsize=9)
         if number % columns == 0:
             axes.set_ylabel("relative log amplitude", fontsize=9)

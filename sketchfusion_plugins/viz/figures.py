@@ -68,11 +68,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = DPI) -> None:
     path = Path(path)
     suffix = _checked_suffix(path)
     from matplotlib import rc_context
-    from matplotlib.text import Text
 
-    for text in figure.findobj(Text):
-        # A name with dollars is a name, not a formula.
-        text.set_parse_math(False)
     # Without a date and with fixed ids, the same figure gives the same SVG: no noise in diffs.
     metadata = {"Date": None} if suffix == ".svg" else None
     with replacing(path) as temporary, rc_context({"svg.hashsalt": "sketchfusion"}):
@@ -110,7 +106,8 @@ def add_cell(
 def add_title(axes: Axes, title: str) -> None:
     """A title as wide as its cell at most."""
     fitting = (CELL_INCHES - GAP_INCHES) * 72 / (_LETTER * max(1, len(title)))
-    axes.set_title(title, fontsize=min(11.0, fitting), pad=4)
+    # A name with dollars is a name, not a formula.
+    axes.set_title(title, fontsize=min(11.0, fitting), pad=4, parse_math=False)
 
 
 def add_row_label(axes: Axes, label: str) -> None:
@@ -122,12 +119,13 @@ def add_row_label(axes: Axes, label: str) -> None:
         va="center",
         fontsize=9,
         labelpad=4,
+        parse_math=False,
     )
 
 
 def add_legend(figure: Figure, handles: Sequence[Any], columns: int | None = None) -> None:
     """A legend without frame along the figure's foot."""
-    figure.legend(
+    legend = figure.legend(
         handles=list(handles),
         loc="lower center",
         ncols=columns or len(handles),
@@ -135,6 +133,8 @@ def add_legend(figure: Figure, handles: Sequence[Any], columns: int | None = Non
         fontsize=9,
         borderaxespad=0.2,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def as_numpy(array: Array) -> NDArray[Any]:

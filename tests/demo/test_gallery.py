@@ -250,6 +250,6 @@ def test_what_was_kept_and_damaged_is_described_anew(
 def test_pictures_that_cannot_be_read_are_told(folder: Path, described: Callable[..., Any]) -> None:
     model = HogFeatures()
     (folder / "bad.png").write_text("no")
-    message = rf"1 of {folder} cannot be read and are left out, the first: .*bad\.png"
+    message = rf"1 picture.* in {folder} cannot be read and are left out, the first: .*bad\.png"
     with pytest.warns(UserWarning, match=message):
         assert len(own_gallery(folder, model, described(model, "hog", SIZE)).index) == 3

@@ -199,6 +199,22 @@ def test_sources_that_do_not_fit(tmp_path: Path) -> None:
         begin_like(a, out)
 
 
+def test_a_merge_that_is_done_outlasts_what_comes_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [_build(tmp_path / name, "flat", _vectors(5, n), name) for n, name in enumerate("ab")]
+    write = merging.Manifest.write
+
+    def interrupted(manifest: Any, folder: Path) -> None:
+        write(manifest, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(merging.Manifest, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        merge_indexes(parts, tmp_path / "out")
+    assert len(SketchIndex.open(tmp_path / "out")) == 10
+
+
 @pytest.mark.parametrize("damaged", ["vectors", "items"])
 def test_a_damaged_source_gives_no_index(damaged: str, tmp_path: Path) -> None:
     parts = [

@@ -151,6 +151,45 @@ def test_schedules_move_what_they_say(
             assert (group["weight_decay"] == 0) == (value.ndim == 1), names[id(value)]
 
 
+def test_a_key_s_own_decay_counts_and_rules_may_be_left_out() -> None:
+    from torch import nn
+
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    wrapper = build_optim_wrapper(
+        model,
+        {
+            "constructor": "AdapterOptimWrapperConstructor",
+            "optimizer": {"type": "AdamW", "lr": 1.0, "weight_decay": 0.5},
+            "paramwise_cfg": {
+                "norm_decay_mult": None,
+                "bias_decay_mult": 0.0,
+                "custom_keys": {"0.": {"weight_decay": 0.3}, "1.": {"lr_mult": 0.1}},
+            },
+        },
+    )
+    decays = {
+        id(value): group["weight_decay"]
+        for group in wrapper.optimizer.param_groups
+        for value in group["params"]
+    }
+    found = {name: decays[id(value)] for name, value in model.named_parameters()}
+    assert found == {"0.weight": 0.3, "0.bias": 0.3, "1.weight": 0.5, "1.bias": 0.0}
+
+
+def test_what_nothing_trains_is_refused_and_left_as_it_was() -> None:
+    from torch import nn
+
+    model = nn.Linear(2, 2)
+    options: dict[str, Any] = {
+        "constructor": "AdapterOptimWrapperConstructor",
+        "optimizer": {"type": "AdamW", "lr": 1.0},
+        "paramwise_cfg": {"custom_keys": {"": {"lr_mult": 0.0}}},
+    }
+    with pytest.raises(ValueError, match="nothing would train"):
+        build_optim_wrapper(model, options)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_trains_and_validates_with_mmsegs_script(
     run_tool: Callable[..., str], miniature: Callable[[str], Path], name: str, tmp_path: Path
