@@ -52,15 +52,12 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         temporary = folder / "file.tmp"
         temporary.touch()
         mode = stat.S_IMODE(temporary.stat().st_mode)
-        with suppress(OSError):
-            mode = stat.S_IMODE(path.stat().st_mode)
         yield temporary
         if durable:
             # Windows flushes what is open for writing alone.
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-        # Such a file may be private to its owner; a finished one is as the former was, or follows
-        # the user's umask.
+        # Such a file is private to its owner; a finished one follows the user's umask.
         temporary.chmod(mode)
         temporary.replace(path)
         if durable:

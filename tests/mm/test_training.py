@@ -61,10 +61,12 @@ def test_optimiser_holds_what_trains(segmentor_config: Any, options: dict[str, A
 
 def test_optimiser_holds_nothing_that_a_rate_of_zero_keeps(segmentor_config: Any) -> None:
     model = MODELS.build(segmentor_config())
+    fixed = {id(p) for p in model.backbone.parameters() if p.requires_grad}
+    others = {id(p) for p in model.parameters() if p.requires_grad} - fixed
     keys = {"backbone": {"lr_mult": 0.0}, "decode_head": {"lr_mult": 1.0}}
     wrapper = build_optim_wrapper(model, optimiser_config(paramwise_cfg={"custom_keys": keys}))
-    fixed = {id(p) for p in model.backbone.parameters() if p.requires_grad}
-    assert fixed and held(wrapper) == {id(p) for p in model.parameters() if p.requires_grad} - fixed
+    assert fixed and held(wrapper) == others
+    assert {id(p) for p in model.parameters() if p.requires_grad} == others
 
 
 def test_a_rate_of_zero_for_all_is_refused(segmentor_config: Any) -> None:
