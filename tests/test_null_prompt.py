@@ -92,12 +92,14 @@ def test_cache_does_not_outlive_the_text_encoder_it_was_made_from(
 def test_cache_does_not_outlive_the_tokenizer(pipeline_copy: Path, expected: Tensor) -> None:
     config = _config(pipeline_copy)
     load_null_embedding(config, WIDTH)
-    path = pipeline_copy / "tokenizer" / "tokenizer_config.json"
-    told = json.loads(path.read_text())
-    # As Stable Diffusion 2 pads, other than its forerunners.
-    path.write_text(json.dumps({**told, "pad_token": "!"}))
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000_000))
-    assert torch.equal(load_null_embedding(config, WIDTH), encode_null_prompt(config))
+    for path in (pipeline_copy / "tokenizer").glob("*_*.json"):
+        told = json.loads(path.read_text())
+        # Padded by the end's token, as Stable Diffusion's first versions are.
+        path.write_text(json.dumps({**told, "pad_token": told["eos_token"]}))
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000_000))
+    got = load_null_embedding(config, WIDTH)
+    assert torch.equal(got, encode_null_prompt(config))
+    assert not torch.allclose(got, expected)
 
 
 def test_cache_serves_a_folder_whose_weights_were_deleted(
