@@ -28,7 +28,8 @@ CSS = """
 .paper { position: relative; }
 canvas { width: 100%; aspect-ratio: 1; background: white; border: 1px solid #9ca3af;
   border-radius: 8px; touch-action: none; cursor: crosshair; display: block; }
-.hint { position: absolute; inset: 0; display: grid; place-items: center; pointer-events: none;
+/* The script shows it, once lines that are drawn are kept. */
+.hint { position: absolute; inset: 0; display: none; place-items: center; pointer-events: none;
   color: #9ca3af; font-size: 1.4rem; }
 .tools { display: flex; gap: 8px; margin-top: 8px; }
 .tools button { flex: 1; margin: 0; padding: 8px; border: 1px solid #d1d5db; border-radius: 8px;

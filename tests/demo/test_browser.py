@@ -123,7 +123,8 @@ def visit(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
         page.on("request", lambda request: _refuse_strangers(page, request.url, place))
         page.on("request", lambda request: _remember_asked(page, request))
         page.goto(place)
-        page.locator("#canvas canvas").wait_for()
+        # The paper is there before its script: a line drawn in between is lost.
+        page.locator("#canvas .hint").wait_for()
         return page
 
     yield open_page
