@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.dist import is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
 
 from sketchfusion_plugins.adapter_file import BUNDLED
@@ -34,6 +34,7 @@ KEPT = (
     "encoder.changes.",
     "optim_wrapper.",
     "param_scheduler.",
+    "processes",
     "randomness.seed",
     "task.",
     "train_cfg.max_epochs",
@@ -50,12 +51,15 @@ def find_start(config: Config) -> tuple[str | None, bool]:
     """Checkpoint to start from, if any, and whether to resume it or to load its weights alone.
 
     Args:
-        config: A task's config, whose ``load_from`` or work directory names the checkpoint.
+        config: A task's config, whose ``load_from`` or work directory names the checkpoint. Takes
+            down the number of processes.
 
     Raises:
         CheckpointError: The checkpoint is damaged.
         ValueError: The config differs from that of the run to be resumed.
     """
+    # A batch is the sum of theirs.
+    config.processes = get_world_size()
     start, resume = config.get("load_from"), config.get("resume", False)
     if resume and start is None:
         found = last_checkpoint(config.work_dir)
@@ -128,6 +132,7 @@ def _refuse_changes(config: Config, checkpoint: Path) -> None:
         return
     # As text, in which mmengine writes types and tuples its own way, like the checkpoint's.
     had, asked = (DEFAULTS | _flatten(values) for values in (found, _read(config.pretty_text)))
+    had.setdefault("processes", config.processes)
     began, begins = (values.get("encoder.adapters") for values in (had, asked))
     if isinstance(began, str) and isinstance(begins, str):
         begins = adapter_path(begins)

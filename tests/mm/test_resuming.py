@@ -197,6 +197,23 @@ def test_what_only_reports_and_saves_may_change(
     assert find_start(config) == (config.load_from, False), "weights alone"
 
 
+def test_as_many_processes_go_on_as_began(
+    config_of: Callable[..., Any], done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sketchfusion_plugins.mm import resuming
+
+    shutil.copytree(done, tmp_path / "done")
+    path = tmp_path / f"done/iter_{ITERATIONS}.pth"
+    monkeypatch.setattr(resuming, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="asked were processes 2, the run has 1"):
+        resuming.find_start(config_of(tmp_path / "done", resume=True))
+    # Runs of before do not say.
+    state = torch.load(path, weights_only=False)
+    state["meta"]["cfg"] = state["meta"]["cfg"].replace("processes = 1\n", "")
+    torch.save(state, path)
+    assert resuming.find_start(config_of(tmp_path / "done", resume=True)) == (str(path), True)
+
+
 def test_data_may_lie_elsewhere_but_not_be_others(
     config_of: Callable[..., Any], tmp_path: Path
 ) -> None:
