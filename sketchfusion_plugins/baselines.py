@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -47,20 +49,37 @@ def hog_features(images: NDArray[np.uint8], size: int = 64) -> NDArray[np.float3
         raise ValueError(
             f"size is {size}, it must be a multiple of {_HOG_CELL} and at least {2 * _HOG_CELL}"
         )
+    features = np.empty((len(images), 36 * (size // _HOG_CELL - 1) ** 2), dtype=np.float32)
+    for index, picture in enumerate(_darkness(images, size)):
+        features[index] = hog_blocks(picture).ravel()
+    return features
+
+
+def hog_blocks(picture: NDArray[Any]) -> NDArray[Any]:
+    """Blocks of `hog_features`, of one picture of any size.
+
+    Args:
+        picture: Darkness or lightness, [H, W].
+
+    Returns:
+        [H // 8 - 1, W // 8 - 1, 2, 2, 9], values 0..1.
+
+    Raises:
+        ModuleNotFoundError: scikit-image is missing.
+    """
     try:
         from skimage.feature import hog
     except ModuleNotFoundError as error:
         raise _missing("scikit-image") from error
-    features = np.empty((len(images), 36 * (size // _HOG_CELL - 1) ** 2), dtype=np.float32)
-    for index, picture in enumerate(_darkness(images, size)):
-        features[index] = hog(
-            picture,
-            orientations=9,
-            pixels_per_cell=(_HOG_CELL, _HOG_CELL),
-            cells_per_block=(2, 2),
-            block_norm="L2-Hys",
-        )
-    return features
+    blocks: NDArray[Any] = hog(
+        picture,
+        orientations=9,
+        pixels_per_cell=(_HOG_CELL, _HOG_CELL),
+        cells_per_block=(2, 2),
+        block_norm="L2-Hys",
+        feature_vector=False,
+    )
+    return blocks
 
 
 def logistic_accuracy(

@@ -24,7 +24,7 @@ from sketchfusion_plugins.hub import (
     without_advice,
 )
 from sketchfusion_plugins.images import refuse_overflow
-from sketchfusion_plugins.noise import draw_noise, noise_scales
+from sketchfusion_plugins.noise import as_integer, draw_noise, noise_scales
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -113,7 +113,7 @@ class Diffusion(nn.Module):
             latents = output.latent_dist.mode().float()
         else:
             posterior = output.latent_dist
-            seed = self.config.seed if seed is None else seed
+            seed = as_integer(self.config.seed if seed is None else seed)
             # Of the largest seeds the sum would be none: it starts again at the lowest.
             other = seed + POSTERIOR_SEED_OFFSET
             other -= 2 * (LARGEST_SEED + 1) * (other > LARGEST_SEED)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sketchfusion_plugins.baselines import hog_features, pixel_features
+from sketchfusion_plugins.baselines import hog_blocks, hog_features, pixel_features
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.heads.cells import pool_to_grid
 from sketchfusion_plugins.heads.query import ink_cells, query_similarity
@@ -201,19 +201,10 @@ class HogFeatures(Features):
 
     def forward(self, image: Tensor) -> Tensor:
         """See `Features.forward`."""
-        from skimage.feature import hog
-
         blocks = []
         for picture in _pad_white(image).mean(1).cpu().numpy():
-            found = hog(
-                picture,
-                orientations=9,
-                pixels_per_cell=(CELL, CELL),
-                cells_per_block=(2, 2),
-                block_norm="L2-Hys",
-                feature_vector=False,
-            )
-            blocks.append(torch.from_numpy(found).flatten(2).permute(2, 0, 1).float())
+            found = torch.from_numpy(hog_blocks(picture))
+            blocks.append(found.flatten(2).permute(2, 0, 1).float())
         around = F.pad(torch.stack(blocks), (1, 1, 1, 1), mode="replicate")
         return F.avg_pool2d(around, 2, stride=1).to(image.device)
 

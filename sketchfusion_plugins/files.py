@@ -166,9 +166,13 @@ def _claim(path: Path) -> tuple[Path, int | None]:
             with suppress(OSError):
                 folder.rmdir()
     if handle is not None:
-        for left in folder.iterdir():
-            left.unlink()
-        return folder, handle
+        try:
+            for left in folder.iterdir():
+                left.unlink()
+            return folder, handle
+        except OSError:
+            # Something in it stays, such as a folder that somebody made.
+            _release(handle)
     # Another writer of the same path may be alive.
     for _ in range(ATTEMPTS):
         folder = path.with_name(f".{name}.{token_hex(4)}{UNFINISHED}")

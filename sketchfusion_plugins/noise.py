@@ -64,8 +64,7 @@ def draw_noise(
     """
     if generator is not None:
         return _draw(draws, latents, generator).to(latents.device)
-    if type(seed) is not int:
-        seed = _as_integer(seed)
+    seed = as_integer(seed)
     if not -LARGEST_SEED - 1 <= seed <= LARGEST_SEED:
         raise ValueError(
             f"seed must be an integer of {-LARGEST_SEED - 1} to {LARGEST_SEED}, got {seed}."
@@ -104,8 +103,15 @@ def noise_scales(scheduler: Mapping[str, Any], timestep: int) -> tuple[float, fl
         return ddpm.add_noise(one, zero, step).item(), ddpm.add_noise(zero, one, step).item()
 
 
-def _as_integer(seed: Any) -> int:
-    """A seed of numpy's, of a tensor, or whatever else Python counts with."""
+def as_integer(seed: Any) -> int:
+    """A seed of numpy's, of a tensor, or whatever else Python counts with.
+
+    Raises:
+        TypeError: It is no integer.
+    """
+    # What is compiled or exported cannot look into tensors.
+    if type(seed) is int:
+        return seed
     try:
         return operator.index(seed)
     except TypeError as error:

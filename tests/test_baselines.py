@@ -6,8 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from sketchfusion_plugins.baselines import hog_features, logistic_accuracy, pixel_features
+from sketchfusion_plugins.features import HogFeatures
+from sketchfusion_plugins.heads.ridge import RidgeClassifier
 
 
 def _grey(values: np.ndarray) -> np.ndarray:
@@ -153,5 +156,9 @@ def test_missing_packages_tell_how_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(ModuleNotFoundError, match=r"scikit-image.*\[quickstart\]"):
         hog_features(_noise(1, 8))
+    with pytest.raises(ModuleNotFoundError, match=r"scikit-image.*\[quickstart\]"):
+        HogFeatures()(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(ModuleNotFoundError, match=r"scikit-learn.*\[tasks\]"):
+        RidgeClassifier.fit(x, y, 2)
     with pytest.raises(ModuleNotFoundError, match=r"scikit-learn.*\[quickstart\]"):
         logistic_accuracy(x, y, x, y, seed=0)

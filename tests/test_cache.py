@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -970,6 +971,20 @@ def test_results_know_their_seed_unless_nothing_is_drawn(
     before = len(store)
     assert torch.equal(encoder(image, seed=4), expected)
     assert len(store) == before + 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keep", ["foundations", "results"])
+def test_whole_numbers_of_other_kinds_are_the_same_seeds(
+    keep: Any, build: Any, sketches: Any, store: FeatureStore
+) -> None:
+    encoder, image = build(), sketches(1)
+    use_cache(encoder, store, keep)
+    expected = encoder(image, seed=3)
+    other: Any
+    for other in (np.int64(3), torch.tensor(3)):
+        assert torch.equal(encoder(image, seed=other), expected)
+    assert (store.hits, store.misses) == (2, 1)
 
 
 def test_adapters_that_would_not_learn_are_refused(

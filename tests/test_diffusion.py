@@ -14,6 +14,7 @@ from typing import Any
 
 import diffusers
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -124,6 +125,13 @@ def test_the_largest_seeds_sample_too(setting: Any, sketches: Any, seed: int) ->
     got = case.branch.encode(sketches(1), seed=seed)
     assert torch.equal(case.branch.encode(sketches(1), seed=seed), got)
     assert not torch.equal(case.branch.encode(sketches(1), seed=seed ^ 1), got)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", [np.int64(3), np.uint8(3), torch.tensor(3)])
+def test_whole_numbers_of_other_kinds_sample_too(setting: Any, sketches: Any, seed: Any) -> None:
+    case = setting(posterior="sample")
+    assert torch.equal(case.branch.encode(sketches(1), seed), case.branch.encode(sketches(1), 3))
 
 
 @torch.no_grad()

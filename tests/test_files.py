@@ -115,6 +115,18 @@ def test_folders_that_cannot_be_locked(
     assert set(_names(tmp_path)) <= {"file", ".file.unfinished"}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no locks of folders")
+def test_what_others_put_into_a_writers_folder_is_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / ".file.unfinished" / "mine").mkdir(parents=True)
+    for text in ("first", "second"):
+        write_text(text, tmp_path / "file")
+        assert (tmp_path / "file").read_text() == text
+    assert _names(tmp_path) == [".file.unfinished", "file"]
+    # Nobody holds it; the next start takes it away with what is in it.
+    remove_unfinished(tmp_path)
+    assert _names(tmp_path) == ["file"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_permissions_follow_the_umask(umask: int, tmp_path: Path) -> None:

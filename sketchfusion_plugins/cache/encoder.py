@@ -26,6 +26,7 @@ from sketchfusion_plugins.cache.store import FeatureStore, tensor_bytes
 from sketchfusion_plugins.encoder import FeatureLevels, FoundationOutputs, SketchFusionEncoder
 from sketchfusion_plugins.fingerprint import sample_modules
 from sketchfusion_plugins.images import check_image
+from sketchfusion_plugins.noise import as_integer
 from sketchfusion_plugins.wrappers import find_encoder
 
 Keep = Literal["foundations", "results"]
@@ -182,7 +183,7 @@ class CachedEncoder(SketchFusionEncoder):
             "kind": "foundations",
             "vae": self._name("vae", diffusion.vae),
             "posterior": diffusion.config.posterior,
-            "seed": diffusion.config.seed if seed is None else seed,
+            "seed": as_integer(diffusion.config.seed if seed is None else seed),
             "scaling": [diffusion.scaling_factor, diffusion.shift_factor],
         }
         if fuse:

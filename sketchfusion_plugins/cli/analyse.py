@@ -58,11 +58,16 @@ def analyse(
             fresh_encoder,
             open_model,
         )
+        from sketchfusion_plugins.inference.picture_files import check_targets
         from sketchfusion_plugins.problems import Problems
-        from sketchfusion_plugins.spectra import pictures_by_kind, study_pictures
+        from sketchfusion_plugins.spectra import FILES, pictures_by_kind, study_pictures
+        from sketchfusion_plugins.viz.figures import check_figure
         from sketchfusion_plugins.wrappers import find_encoder
 
         kinds = pictures_by_kind(folders)
+        targets = [out / name for name in FILES]
+        check_figure(targets[-1])
+        check_targets(targets, [path for paths in kinds.values() for path in paths])
         config = config_of(model, weights)
         place = choose_device(device)
         opened = open_model(model, weights=weights, device=place, dtype=dtype)
@@ -70,6 +75,8 @@ def analyse(
         if control:
             # Injection too: at zero, as it starts, the fused levels would be Stable Diffusion's.
             changed = config.replace(weights="random", injection__init="official")
+            if dtype is not None:
+                changed = changed.replace(foundation_dtype=dtype)
             encoders["control"] = fresh_encoder(changed).eval().to(place)
         problems = Problems(strict)
         study = study_pictures(

@@ -26,7 +26,7 @@ UNLOCKS = {
     "docs": "API reference: python .ci/build_api.py",
     "mmseg": "MMSegmentation by its maintained forks: mm-train, mm-test, mm-export",
     "mmseg-upstream": "MMSegmentation by OpenMMLab's last releases, instead of mmseg",
-    "parquet": "features --out FILE.parquet, Quick, Draw! from parquet",
+    "parquet": "features --out FILE.parquet",
     "quickstart": "sketchfusion quickstart, data openmoji-seg, pictures of features",
     "tasks": "train, evaluate, index and the four sketch tasks",
 }

@@ -50,7 +50,8 @@ class Measured:
 
         The interval is Wilson's where every item is right or wrong and all weigh the same, else a
         percentile bootstrap with 10,000 resamples and a fixed seed, of whole groups where items
-        have some; one item or group alone leaves it at 0 to 1. It covers the choice of items alone,
+        have some, or Wilson's where that would leave none; one item or group alone leaves it at 0
+        to 1. It covers the choice of items alone,
         not that of a training run's seed.
 
         Args:
@@ -78,8 +79,9 @@ class Measured:
             interval = Interval(0.0, 1.0)
         else:
             interval = bootstrap_mean(items, groups, weighing)
-            if groups is not None and weighing is None and interval.low == interval.high:
-                # Groups of one mean, such as few that are all right, would leave no interval.
+            certain = np.isin(items, (0.0, 1.0)).all() or groups is not None
+            if certain and interval.low == interval.high:
+                # Items or groups of one mean, such as few that are all right, leave no interval.
                 interval = wilson(mean, independent)
         # Rounding must not put the mean outside of its interval.
         return cls(mean, min(interval.low, mean), max(interval.high, mean), len(items))

@@ -26,8 +26,9 @@ def read_training_log(path: str | Path) -> dict[str, Curve]:
             that ``examples/pretrain_tiny`` writes.
 
     Returns:
-        Steps, increasing, and values of every measure. A step that was logged again, as after a
-        resume, has the later value. Clocks are left out.
+        Steps, increasing, and values of every measure. Of what was logged before a resume, only
+        steps before its first are left; in one file, the later of a step's values. Clocks are left
+        out.
 
     Raises:
         FileNotFoundError: There is no log.
@@ -46,10 +47,15 @@ def read_training_log(path: str | Path) -> dict[str, Curve]:
     for file in files:
         if _begins_anew(file):
             found.clear()
+        started: dict[str, dict[int, float]] = {}
         for entry in _entries(file):
             for name, value in entry.items():
                 if name not in CLOCKS and isinstance(value, int | float):
-                    found.setdefault(name, {})[int(entry["step"])] = float(value)
+                    started.setdefault(name, {})[int(entry["step"])] = float(value)
+        for name, values in started.items():
+            first = next(iter(values))
+            before = {step: value for step, value in found.get(name, {}).items() if step < first}
+            found[name] = before | values
     return {name: _curve(values) for name, values in found.items()}
 
 

@@ -38,8 +38,14 @@ class RidgeClassifier:
             ModuleNotFoundError: scikit-learn is not installed.
             ValueError: Fewer than two classes among the labels.
         """
-        from sklearn.linear_model import RidgeClassifierCV
-        from sklearn.preprocessing import StandardScaler
+        try:
+            from sklearn.linear_model import RidgeClassifierCV
+            from sklearn.preprocessing import StandardScaler
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "scikit-learn is needed to fit a classifier in closed form: "
+                'pip install "sketchfusion-plugins[tasks]"'
+            ) from error
 
         found = np.unique(labels)
         if len(found) < 2:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -178,9 +180,13 @@ def tell_apart(one: str, other: str) -> tuple[str, str]:
     return repr(one), repr(other)
 
 
-def data_files(folder: Path) -> list[Path]:
-    """Files of a folder that are named as an index' generations name theirs."""
-    return [path for path in folder.iterdir() if re.fullmatch(DATA_FILE, path.name)]
+def remove_data(folder: Path, keep: Collection[str] = ()) -> None:
+    """Remove files that are named as an index' generations name theirs, but for some."""
+    for path in folder.iterdir():
+        if re.fullmatch(DATA_FILE, path.name) and path.name not in keep:
+            # Windows keeps files that readers have mapped; the next writer tries again.
+            with suppress(OSError):
+                path.unlink()
 
 
 class DamagedIndexError(OSError):

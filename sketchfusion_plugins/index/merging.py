@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -37,7 +37,7 @@ from sketchfusion_plugins.index.manifest import (
     Shard,
     StoredFile,
     damaged,
-    data_files,
+    remove_data,
     tell_apart,
 )
 from sketchfusion_plugins.index.reader import SketchIndex
@@ -161,9 +161,7 @@ def _new_folder(out: Path) -> Iterator[None]:
             except BaseException:
                 # Without a pointer nobody reads what was copied, and it may be large.
                 if not (out / POINTER).exists():
-                    for path in data_files(out):
-                        with suppress(OSError):
-                            path.unlink()
+                    remove_data(out)
                 raise
     except Timeout as error:
         raise BlockingIOError(f"another process is writing {out}. Wait until it ends.") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +31,7 @@ from sketchfusion_plugins.index.manifest import (
     Manifest,
     Shard,
     StoredFile,
-    data_files,
+    remove_data,
 )
 from sketchfusion_plugins.index.reader import SketchIndex, unit_vectors
 from sketchfusion_plugins.index.rows import read_blocks, sample_vectors
@@ -283,11 +282,7 @@ class IndexWriter:
         """Remove former generations' files and what interrupted writers left."""
         remove_unfinished(self.folder)
         named = {file.name for file in self.manifest.files}
-        for path in data_files(self.folder):
-            if path.name not in named:
-                # Windows keeps files that readers have mapped; the next writer tries again.
-                with suppress(OSError):
-                    path.unlink()
+        remove_data(self.folder, named)
 
 
 def discard_index(folder: Path) -> None:
@@ -303,10 +298,7 @@ def discard_index(folder: Path) -> None:
     try:
         # First: what an interruption leaves is then no index, and removed by the next writer.
         (folder / POINTER).unlink(missing_ok=True)
-        for path in data_files(folder):
-            # As in `IndexWriter._remove_unnamed`.
-            with suppress(OSError):
-                path.unlink()
+        remove_data(folder)
     finally:
         lock.release()
 

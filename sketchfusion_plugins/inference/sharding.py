@@ -20,6 +20,7 @@ from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -206,11 +207,19 @@ def forget_parts(ranks: Ranks, result: Path) -> None:
 def _share(
     ranks: Ranks, paths: Sequence[Path], known: Collection[str], batch_size: int
 ) -> list[Path]:
-    """This process's part of what is not known yet, evenly dealt however much others had done."""
-    batches = (paths[start : start + batch_size] for start in range(0, len(paths), batch_size))
-    left = [[path for path in batch if str(path) not in known] for batch in batches]
-    mine = [batch for batch in left if batch][ranks.rank :: ranks.world_size]
-    return list(chain.from_iterable(mine))
+    """This process's part of what is not known yet, evenly dealt however much others had done.
+
+    Whole batches come first. The rest of others, such as pictures that cannot be read, would shift
+    them.
+    """
+    left: list[tuple[bool, list[Path]]] = []
+    for start in range(0, len(paths), batch_size):
+        batch = paths[start : start + batch_size]
+        rest = [path for path in batch if str(path) not in known]
+        if rest:
+            left.append((len(rest) < len(batch), rest))
+    mine = sorted(left[ranks.rank :: ranks.world_size], key=itemgetter(0))
+    return list(chain.from_iterable(rest for _, rest in mine))
 
 
 def _parts(result: Path) -> list[Path]:

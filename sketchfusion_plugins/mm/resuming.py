@@ -37,7 +37,6 @@ KEPT = (
     "processes",
     "randomness.seed",
     "task.",
-    "train_cfg.max_epochs",
     "train_cfg.max_iters",
     "train_dataloader.batch_size",
 )

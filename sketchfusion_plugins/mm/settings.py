@@ -50,6 +50,8 @@ OPTIONAL: dict[str, Hints] = {
         "bypass_duplicate": bool,
     },
     "randomness": {"diff_rank_seed": bool, "deterministic": bool},
+    # Data are drawn without end.
+    "train_cfg": {"type": Literal["IterBasedTrainLoop"]},
 }
 # Parts whose keys are free, or are held against what there is where they are read. Custom hooks may
 # pass on what they do not know themselves.

@@ -69,6 +69,8 @@ def train_task(config: Config, data: TaskData | None = None) -> tuple[Task, Row]
         asked = config.data.get("seed")
         config.data.seed = split_seed(begun, config.task.name, config.data.source, asked)
     start, resume = find_start(config)
+    # Beside its log, mmengine keeps the config: who reads it is told whether the run began anew.
+    config.resume = resume
     if data is None:
         data = load_task_data(config.task.name, **config.data)
     config[FOUND] = describe_data(data)
@@ -97,8 +99,14 @@ def _refuse_early(config: Config) -> None:
             "pooling on a grid has no deterministic gradient. Leave it out: runs of one seed then "
             "differ by rounding alone."
         )
-    wrapper_type = config.optim_wrapper.get("type")
-    amp = getattr(wrapper_type, "__name__", str(wrapper_type)).endswith("AmpOptimWrapper")
+    loop = _name_of(config.train_cfg.get("type"))
+    if "max_iters" not in config.train_cfg or loop.endswith("EpochBasedTrainLoop"):
+        raise ValueError(
+            "data are drawn without end, so that tasks train by iterations: train_cfg needs "
+            f"max_iters and no other loop, got {dict(config.train_cfg)}. Of N items and batches "
+            "of B, an epoch is N / B iterations."
+        )
+    amp = _name_of(config.optim_wrapper.get("type")).endswith("AmpOptimWrapper")
     if amp and get_device() in ("cpu", "mps"):
         raise ValueError(
             "optim_wrapper.type AmpOptimWrapper, mixed precision of mmengine, is for CUDA and the "
@@ -106,6 +114,11 @@ def _refuse_early(config: Config) -> None:
             "--set encoder.changes.foundation_dtype=bfloat16 holds the foundations in half "
             "precision everywhere."
         )
+
+
+def _name_of(kind: Any) -> str:
+    """Of a class, or of the name that a config has for it."""
+    return str(getattr(kind, "__name__", kind))
 
 
 def _refuse_small_batch(config: Config) -> None:

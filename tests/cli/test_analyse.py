@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 TINY = ("--model", "tiny", "--weights", "random", "--size", "64")
 
@@ -61,6 +63,41 @@ def test_table_is_printed_and_bad_files_are_told(
     assert result.stderr.count("skipped: ") == 1 and "broken.png" in result.stderr
     run("analyse", folder, *TINY, "--out", tmp_path / "strict", "--strict", status=1)
     assert not (tmp_path / "strict").exists()
+
+
+def test_what_is_read_is_not_replaced(run: Any, kinds: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(kinds[0], tmp_path / "lines"))
+    own = shutil.copy(folder / "a.png", folder / "spectra.png")
+    before = own.read_bytes()
+    result = run("analyse", folder, "--model", "paper", "--out", folder, status=1)
+    assert "spectra.png would replace" in result.stderr
+    assert own.read_bytes() == before
+
+
+def test_what_a_figure_needs_is_looked_for_first(
+    run: Any, kinds: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = run("analyse", kinds[0], "--model", "paper", "--out", tmp_path / "out", status=1)
+    assert "matplotlib" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_and_control_compute_in_one_precision(
+    run: Any, kinds: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sketchfusion_plugins import spectra
+
+    seen = {}
+
+    def study(encoders: Any, *_: Any, **__: Any) -> Any:
+        seen.update({name: encoder.diffusion.dtype for name, encoder in encoders.items()})
+        raise ValueError("enough")
+
+    monkeypatch.setattr(spectra, "study_pictures", study)
+    options = ("--control", "--dtype", "bfloat16", "--out", tmp_path)
+    run("analyse", kinds[0], *TINY, *options, status=1)
+    assert seen == {"model": torch.bfloat16, "control": torch.bfloat16}
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ def test_shares_have_a_bootstrap_interval() -> None:
 def test_weights_are_no_spread() -> None:
     """Ten perfect rankings of classes of 1 and 9."""
     weights = [1.0] + [1 / 9] * 9
-    assert Measured.of([1.0] * 10, weights) == Measured(1.0, 1.0, 1.0, 10)
+    # As unweighted: that all are right leaves room for others.
+    assert Measured.of([1.0] * 10, weights) == Measured.of([1.0] * 10)
     assert Measured.of([0.3] * 10, weights) == Measured(*[pytest.approx(0.3)] * 3, 10)
     items = np.random.default_rng(0).random(10)
     measured = Measured.of(items, weights)
@@ -242,6 +243,15 @@ def test_items_of_a_group_count_as_one() -> None:
     weighed = Measured.of(np.repeat(once, 2), [1, 3] * 5, np.repeat(np.arange(5), 2))
     assert weighed == replace(expected, count=10)
     assert Measured.of(once, groups=[7, 3, 5, 1, 2]) == expected
+
+
+def test_items_that_are_all_right_have_an_interval_by_weights_too() -> None:
+    weights, pairs = [1, 1, 1, 0.5], [0, 0, 1, 1]
+    for value in (0.0, 1.0):
+        got = Measured.of([value] * 4, weights)
+        assert got == Measured(value, *wilson(value, 4), 4)
+        got = Measured.of([value] * 4, weights, pairs)
+        assert got == Measured(value, *wilson(value, 2), 4)
 
 
 def test_right_and_wrong_in_groups() -> None:

@@ -31,6 +31,23 @@ def test_starts_of_a_run_are_joined_and_the_later_value_counts(tmp_path: Path) -
     assert curves["mIoU"][0].tolist() == [150]
 
 
+def test_what_a_resume_does_again_hides_what_came_of_it_before(tmp_path: Path) -> None:
+    def log(name: str, *steps: int, loss: float, **judged: float) -> None:
+        entries = [{"loss": loss, "step": step} for step in steps]
+        _write(tmp_path / name / "vis_data/scalars.json", *entries, {**judged, "step": steps[-1]})
+
+    log("20261123_090000", 20, 40, 60, 80, loss=4.0, mIoU=0.3)
+    # Killed at 80, where nothing was saved since 40.
+    log("20261123_100000", 60, loss=1.0)
+    curves = read_training_log(tmp_path)
+    assert curves["loss"][0].tolist() == [20, 40, 60]
+    assert curves["loss"][1].tolist() == [4.0, 4.0, 1.0]
+    assert curves["mIoU"][0].tolist() == [80]
+    # Nothing was saved at all.
+    log("20261123_110000", 20, 40, loss=0.5)
+    assert read_training_log(tmp_path)["loss"][1].tolist() == [0.5, 0.5]
+
+
 def test_a_trainers_own_log_is_the_one_that_is_read(tmp_path: Path) -> None:
     runner = pytest.importorskip("mmengine.visualization")
     folder = tmp_path / "20261123_090000"

@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from sketchfusion_plugins.index import SketchIndex
+from sketchfusion_plugins.inference import sharding
 from sketchfusion_plugins.inference.descriptor_files import DescriptorWriter
 from sketchfusion_plugins.inference.models import open_model
 from sketchfusion_plugins.inference.sharding import (
@@ -243,6 +245,36 @@ def test_what_is_left_is_dealt_out_evenly(pictures: Path, tmp_path: Path) -> Non
         next(found)
     lines = (tmp_path / "a.jsonl.rank-0.jsonl").read_text().splitlines()
     assert [json.loads(line)["path"] for line in lines] == list(map(str, paths[:3]))
+
+
+def test_after_a_kill_batches_are_as_they_were(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pictures / "00.png").write_text("no picture")
+    paths = sorted(pictures.iterdir())
+    with DescriptorWriter(tmp_path / "a.jsonl.rank-0.jsonl", "mine") as writer:
+        writer.add(list(map(str, paths[1:3])), torch.zeros(2, 2))
+    batches, describe = [], sharding.describe_files
+
+    def spy(*asked: Any, **options: Any) -> Any:
+        for readable, _ in describe(*asked, **options):
+            batches.append(readable)
+            yield readable, torch.zeros(len(readable), 2)
+
+    monkeypatch.setattr(sharding, "describe_files", spy)
+    list(
+        describe_together(
+            Ranks(),
+            open_model("pixels"),
+            paths,
+            64,
+            Problems(),
+            result=tmp_path / "a.jsonl",
+            fingerprint="mine",
+            batch_size=3,
+        )
+    )
+    assert batches == [paths[3:6], paths[6:9], paths[9:]]
 
 
 def _free_port() -> int:

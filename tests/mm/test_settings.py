@@ -49,6 +49,7 @@ def merge(task: str, **settings: Any) -> Any:
         ({"randomness__seed": "x"}, "randomness.seed takes a whole number, got 'x'"),
         ({"launcher": "magic"}, "launcher takes 'none' or 'pytorch' or 'slurm', got 'magic'"),
         ({"encoder__with_cp": 1}, "encoder.with_cp takes true or false, got 1"),
+        ({"train_cfg__type": "EpochBasedTrainLoop"}, "type takes 'IterBasedTrainLoop', got 'Epoch"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -27,6 +27,7 @@ from sketchfusion_plugins.data.sources import load_task_data
 from sketchfusion_plugins.data.task_data import TaskData
 from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.evaluation.judge import Judge
+from sketchfusion_plugins.evaluation.training_log import read_training_log
 from sketchfusion_plugins.heads.embedding import ClassifierHead
 from sketchfusion_plugins.tasks.load import build_task, load_task
 from sketchfusion_plugins.tasks.recognition import Recognition
@@ -442,6 +443,32 @@ def test_processes_on_mps_are_refused(
     monkeypatch.setattr(train_task, "get_device", lambda: "mps")
     with pytest.raises(ValueError, match=r"launcher 'pytorch' on Apple's mps.* without --launcher"):
         train_task.train_task(config)
+
+
+@pytest.mark.parametrize(
+    "loop", [{"type": "EpochBasedTrainLoop", "max_iters": 4}, {"by_epoch": True, "max_epochs": 2}]
+)
+def test_epochs_are_refused(
+    loop: dict[str, Any], config_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    from sketchfusion_plugins.mm.train_task import train_task
+
+    config = config_of("retrieval", tmp_path)
+    config.train_cfg = loop
+    with pytest.raises(ValueError, match="train_cfg needs max_iters and no other loop, got"):
+        train_task(config)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_log_knows_whether_its_run_resumed(
+    resume: bool, config_of: Callable[..., Any], train: Callable[..., Any], tmp_path: Path
+) -> None:
+    # Of a run that was killed before it had saved anything.
+    log = tmp_path / "20261123_090000" / "vis_data" / "scalars.json"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"loss": 77.0, "step": 1}\n')
+    train("retrieval", tmp_path, 2, resume=resume, default_hooks__logger__interval=2)
+    assert read_training_log(tmp_path)["loss"][0].tolist() == [2]
 
 
 def test_determinism_that_a_gpu_does_not_have_is_refused(
