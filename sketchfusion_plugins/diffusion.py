@@ -58,6 +58,8 @@ class Diffusion(nn.Module):
         self.config = config
         self.scaling_factor = float(vae.config["scaling_factor"])
         self.shift_factor = float(vae.config.get("shift_factor") or 0.0)
+        self.latents_mean = tuple(map(float, vae.config.get("latents_mean") or ()))
+        self.latents_std = tuple(map(float, vae.config.get("latents_std") or ()))
         self.latent_stride = 2 ** (len(_encoder_widths(vae.config)) - 1)
         latent_channels = vae.config["latent_channels"]
         if unet.config["in_channels"] != latent_channels:
@@ -119,6 +121,12 @@ class Diffusion(nn.Module):
             other -= 2 * (LARGEST_SEED + 1) * (other > LARGEST_SEED)
             noise = draw_noise(posterior.mean, 1, other, generator)
             latents = posterior.mean.float() + posterior.std.float() * noise
+        if self.latents_mean and self.latents_std:
+            # As in diffusers' image-to-image pipeline of SDXL, for models such as Playground 2.5.
+            statistics = (self.latents_mean, self.latents_std)
+            mean, std = (latents.new_tensor(values)[:, None, None] for values in statistics)
+            scaled: Tensor = (latents - mean) * self.scaling_factor / std
+            return scaled.contiguous()
         return ((latents - self.shift_factor) * self.scaling_factor).contiguous()
 
     def forward(

@@ -30,7 +30,7 @@ class Features(nn.Module):
     Attributes:
         channels: Channels of the maps.
         stride: Pixels per cell, where the last cells may reach beyond the image; None where a map
-            spans its image exactly, whatever the size.
+            spans its image exactly, whatever the size. `cell_size` is exact.
     """
 
     channels: int
@@ -82,6 +82,14 @@ class FusedFeatures(Features):
         result = self.encoder(image)
         assert isinstance(result, Tensor)
         return result
+
+    def cell_size(self, image: Tensor, cells: Tensor) -> tuple[float, float]:
+        """See `Features.cell_size`: coarse maps span the image as it was padded for the VAE."""
+        multiple = self.encoder.diffusion.latent_stride
+        if multiple % self.stride == 0:
+            return float(self.stride), float(self.stride)
+        height, width = (side + -side % multiple for side in image.shape[-2:])
+        return height / -(-height // self.stride), width / -(-width // self.stride)
 
 
 class DiffusionFeatures(Features):

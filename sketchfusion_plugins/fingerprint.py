@@ -98,6 +98,18 @@ def fingerprint_modules(
     return digest.hexdigest()[:16]
 
 
+def attention_heads(module: nn.Module) -> list[int]:
+    """How many heads attention has inside a module of diffusers, transformers or timm.
+
+    Weights do not tell: they have the same shapes for any number.
+
+    Returns:
+        Numbers, ascending, each once.
+    """
+    named = (getattr(m, key, None) for m in module.modules() for key in ("heads", "num_heads"))
+    return sorted({number for number in named if isinstance(number, int)})
+
+
 @torch.no_grad()
 def sample_activations(module: nn.Module) -> list[float]:
     """Values at `ACTIVATION_POINTS` of every kind of activation without weights inside a module.

@@ -16,7 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sketchfusion_plugins.fingerprint import ACTIVATION_POINTS, sample_activations, sample_values
+from sketchfusion_plugins.fingerprint import (
+    ACTIVATION_POINTS,
+    attention_heads,
+    sample_activations,
+    sample_values,
+)
 
 Settings = dict[str, list[float]]
 
@@ -28,6 +33,8 @@ TOLERANCE, NULL_PROMPT_TOLERANCE = 1e-5, 0.1
 # The semantic branch's, which a CLIP's or timm's configuration chooses: its values, see
 # `sample_activations`. Of versions that did not write it down, it may be any.
 ACTIVATION = "activation"
+# Chosen by configurations, too; neither did earlier versions write them down.
+UNHASHED = ("unet_heads", "semantic_heads", "latents_mean", "latents_std")
 _ACTIVATION_NAMES: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -48,7 +55,12 @@ def read_settings(encoder: Any) -> Settings:
         "std": semantic.std,
         "latents": (diffusion.scaling_factor, diffusion.shift_factor),
         NULL_PROMPT: sample_values(embedding).tolist(),
+        "unet_heads": attention_heads(diffusion.denoiser),
+        "semantic_heads": attention_heads(semantic) if isinstance(semantic, nn.Module) else [],
+        "latents_mean": diffusion.latents_mean,
+        "latents_std": diffusion.latents_std,
     }
+    found = {name: values for name, values in found.items() if values}
     rounded = {name: [float(f"{value:.6g}") for value in values] for name, values in found.items()}
     return {**rounded, **read_activation(semantic)}
 
@@ -81,12 +93,13 @@ def read_activation(model: Any) -> Settings:
 
 
 def hash_settings(settings: Settings) -> str:
-    """Short hashes of the settings that are the same on every machine: all but the null prompt.
+    """Short hashes of the settings that are the same on every machine: not of the null prompt.
 
     Two with a point between: that of the activation comes second. Earlier versions wrote the first
-    alone, and nothing for models that have no other setting.
+    alone, and nothing for models that have no other setting; what none of them knew is left out.
     """
-    others = {k: values for k, values in settings.items() if k not in (NULL_PROMPT, ACTIVATION)}
+    left_out = (NULL_PROMPT, ACTIVATION, *UNHASHED)
+    others = {name: values for name, values in settings.items() if name not in left_out}
     activation = settings.get(ACTIVATION)
     first = _hash(others) if others else ""
     return first if activation is None else f"{first}.{_hash(activation)}"
@@ -114,8 +127,8 @@ def describe_difference(saved: Settings, encoder: Any) -> str:
         "was trained on foundations that compute otherwise than this model's. Expected "
         f"{'; '.join(wrong)}. Build the model with the expected foundations, the files beside "
         "their weights too: CLIP's preprocessor_config.json and config.json (hidden_act is its "
-        "activation), the VAE's config.json, the text encoder. Of timm's CLIPs the name tells "
-        "the activation: those with quickgelu compute with quick_gelu."
+        "activation, num_attention_heads its heads), the VAE's config.json, the text encoder. Of "
+        "timm's CLIPs the name tells the activation: those with quickgelu compute with quick_gelu."
     )
 
 

@@ -23,6 +23,8 @@ LARGEST_NORMALISED = 16.0
 # Formats of drawings and photos. Pillow knows more, and starts another program for EPS.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
+# Pillow spreads grey of few bits over 0..255: what it multiplies samples by, by its name for them.
+SPREAD_GREY = {"L;2": 85, "L;4": 17}
 
 
 def open_image(path: str | Path, enough: int | None = None) -> Image.Image:
@@ -45,10 +47,10 @@ def open_image(path: str | Path, enough: int | None = None) -> Image.Image:
     if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
         raise OSError(f"{path} is a pipe or a device, expected a file.")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        # Of files that it opens itself, Pillow shears TIFFs that are to be turned.
+        with Path(path).open("rb") as file, Image.open(file, formats=FORMATS) as image:
             if enough is not None:
                 image.draft(None, (enough, enough))
-            image.load()
             return flatten_image(image)
     except UnidentifiedImageError as error:
         raise OSError(
@@ -75,6 +77,7 @@ def flatten_image(image: Image.Image) -> Image.Image:
     """
     from PIL import Image, ImageOps
 
+    _load(image)
     # Damaged EXIF data raise whatever their reader stumbles over, and tell no rotation.
     with suppress(Exception):
         image = ImageOps.exif_transpose(image)
@@ -106,6 +109,30 @@ def flatten_image(image: Image.Image) -> Image.Image:
     # The rotation has been applied; whoever reads them again must not stumble again.
     flat.info.pop("exif", None)
     return flat
+
+
+def stored_as(image: Image.Image) -> str:
+    """Pillow's name for the samples of a file that is opened and not loaded; else empty."""
+    tiles = getattr(image, "tile", None)
+    if not tiles:
+        return ""
+    # What a decoder is given, which begins with it.
+    options = tiles[0][3]
+    return str(options[0] if isinstance(options, tuple) and options else options)
+
+
+def _load(image: Image.Image) -> None:
+    """Load pixels, and make the transparent colour one of them."""
+    samples = stored_as(image)
+    image.load()
+    clear = image.info.get("transparency")
+    # Pillow brings a PNG's samples to 8 bits, and leaves the one that stands for none as it is.
+    if isinstance(clear, int) and samples in SPREAD_GREY:
+        clear *= SPREAD_GREY[samples]
+    elif isinstance(clear, tuple) and samples == "RGB;16B":
+        clear = tuple(value >> 8 for value in clear)
+    if clear is not None:
+        image.info["transparency"] = clear
 
 
 def to_tensor(
@@ -246,7 +273,8 @@ def to_rgb(image: Tensor) -> Tensor:
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column until both sides are multiples."""
     height, width = image.shape[-2:]
-    right, bottom = -width % multiple, -height % multiple
+    # Not -width % multiple, which inductor's symbols do not know.
+    right, bottom = ((multiple - side % multiple) % multiple for side in (width, height))
     if right or bottom:
         return F.pad(image, (0, right, 0, bottom), mode="replicate")
     return image

@@ -647,12 +647,19 @@ def test_other_foundations_find_nothing(
 
 
 @torch.no_grad()
-def test_other_activations_find_nothing(build: Any, sketches: Any, store: FeatureStore) -> None:
+@pytest.mark.parametrize("other", ["activation", "heads"])
+def test_other_activations_and_heads_find_nothing(
+    other: str, build: Any, sketches: Any, store: FeatureStore
+) -> None:
     # As with timm's vit_*_clip_* and vit_*_clip_quickgelu_*, weights and class are the same.
     first, second = build(), build()
     second.load_state_dict(first.state_dict())
     for layer in second.semantic.model.encoder.layers:
-        layer.mlp.activation_fn = nn.GELU()
+        if other == "activation":
+            layer.mlp.activation_fn = nn.GELU()
+        else:
+            attention = layer.self_attn
+            attention.num_heads, attention.head_dim = 2 * attention.num_heads, 8
     image = sketches(1)
     expected = second.encode(image).tokens
     for encoder in (first, second):

@@ -15,6 +15,7 @@ import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
+from diffusers.models.attention_processor import Attention
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -605,8 +606,22 @@ def _other_activation(encoder: SketchFusionEncoder) -> None:
         layer.mlp.activation_fn = nn.GELU()
 
 
+def _other_semantic_heads(encoder: SketchFusionEncoder) -> None:
+    for layer in encoder.semantic.model.encoder.layers:
+        attention = layer.self_attn
+        attention.num_heads, attention.head_dim = 2 * attention.num_heads, attention.head_dim // 2
+
+
+def _other_unet_heads(encoder: SketchFusionEncoder) -> None:
+    for module in encoder.diffusion.denoiser.modules():
+        if isinstance(module, Attention):
+            module.heads *= 2
+
+
 SETTINGS = {
     "mean": _other_mean,
+    "semantic_heads": _other_semantic_heads,
+    "unet_heads": _other_unet_heads,
     "latents": _other_latents,
     "null_prompt": _other_prompt,
     "activation": _other_activation,

@@ -104,6 +104,22 @@ def test_latents_are_the_scaled_mode(size: tuple[int, int], setting: Any, sketch
 
 
 @torch.no_grad()
+def test_latents_may_have_statistics_of_every_channel(
+    make_unet: Any, make_vae: Any, schedule: dict[str, Any], prompt: Tensor, sketches: Any
+) -> None:
+    mean, std = [0.5, -1.0, 0.2, 0.1], [2.0, 3.0, 4.0, 5.0]
+    vae = make_vae()
+    scale = vae.config.scaling_factor
+    mode = vae.encode(sketches(2)).latent_dist.mode()
+    vae.register_to_config(latents_mean=mean, latents_std=std)
+    branch = Diffusion(DiffusionConfig(source="unused"), vae, make_unet(), schedule, prompt)
+    for channel, got in enumerate(branch.encode(sketches(2)).unbind(1)):
+        # diffusers' StableDiffusionXLImg2ImgPipeline.prepare_latents.
+        expected = (mode[:, channel] - mean[channel]) * scale / std[channel]
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_sampled_posterior_is_seeded(setting: Any, sketches: Any) -> None:
     case = setting(posterior="sample")
     image = sketches(2)

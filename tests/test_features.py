@@ -16,6 +16,7 @@ from skimage.feature import hog
 from torch import Tensor
 
 from sketchfusion_plugins.baselines import hog_features, pixel_features
+from sketchfusion_plugins.encoder import FeatureLevels
 from sketchfusion_plugins.features import (
     ClipFeatures,
     ConcatenatedFeatures,
@@ -71,6 +72,33 @@ def test_fused_is_the_encoders_map(build: Any, sketches: Any, size: tuple[int, i
     model, images = FusedFeatures(encoder), sketches(2, *size)
     assert (model.channels, model.stride) == (64, 8)
     assert torch.equal(model(images), encoder(images))
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16, 32])
+@pytest.mark.parametrize("size", [(328, 320), (64, 100)])
+def test_fused_cells_are_as_large_as_what_they_show(
+    stride: int, size: tuple[int, int], build: Any
+) -> None:
+    """Levels that hold where their own pixels lie."""
+    encoder = build(aggregation__stride=stride)
+    model = FusedFeatures(encoder)
+
+    class Finest(torch.nn.Module):
+        def forward(self, maps: Any, grid: tuple[int, int]) -> torch.Tensor:
+            return F.interpolate(maps[0], grid, mode="bilinear")
+
+    encoder.aggregator = Finest()
+    rows, columns = (-(-side // 8) for side in size)
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    levels = FeatureLevels((torch.stack([y, x])[None] * 8.0 + 4,), (8,), ("up2",))
+    shown = encoder.aggregate(levels, size)
+    assert shown.shape[-2:] == tuple(-(-side // stride) for side in size)
+    sizes = model.cell_size(torch.zeros(1, 3, *size), shown)
+    for axis, (cell, count) in enumerate(zip(sizes, shown.shape[-2:], strict=True)):
+        lies = shown[0, axis].select(1 - axis, 0)
+        centres = (torch.arange(count) + 0.5) * cell
+        # Beyond the outermost centres of the finest cells there is nothing to interpolate.
+        torch.testing.assert_close(lies[1:-1], centres[1:-1], rtol=1e-5, atol=1e-3)
 
 
 def test_descriptors_are_unit_means_over_sixteen_parts(build: Any, sketches: Any) -> None:

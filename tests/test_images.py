@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,67 @@ def test_exif_rotation(
     opened = open_image(tmp_path / "image.png")
     assert opened.size == size
     assert opened.getpixel(corner) == RED
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["L", "P", "I;16", "RGB", "RGBA"])
+@pytest.mark.parametrize(("orientation", "turn"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_scans_that_are_to_be_turned(
+    orientation: int, turn: int, mode: str, compression: str | None, tmp_path: Path
+) -> None:
+    values = (np.arange(30 * 40) % 251).reshape(30, 40)
+    grey = values.astype(np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray((values * 257).astype(np.uint16))
+    else:
+        image = Image.fromarray(grey)
+        if mode == "P":
+            image.putpalette([value for level in range(256) for value in [level] * 3])
+        else:
+            image = image.convert(mode)
+    assert image.mode == mode
+    path = tmp_path / "scan.tif"
+    image.save(path, compression=compression, tiffinfo={274: orientation})
+    np.testing.assert_array_equal(np.asarray(open_image(path))[..., 0], np.rot90(grey, turn))
+
+
+def _png(path: Path, depth: int, kind: int, row: bytes, width: int, clear: list[int]) -> Path:
+    """A PNG of one row, written by hand: Pillow writes no such ones."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear))
+        + chunk(b"IDAT", zlib.compress(b"\0" + row))
+        + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def test_one_grey_may_stand_for_none_at_any_depth(tmp_path: Path) -> None:
+    path = _png(tmp_path / "4.png", 4, 0, bytes([0x01, 0x1F]), 4, [1])
+    assert [pixel[0] for pixel in _pixels(open_image(path))] == [0, 255, 255, 255]
+    path = _png(tmp_path / "2.png", 2, 0, bytes([0b00_01_10_11]), 4, [1])
+    assert [pixel[0] for pixel in _pixels(open_image(path))] == [0, 255, 170, 255]
+    with Image.open(path) as image:
+        assert flatten_image(image).tobytes() == flatten_image(image).tobytes()
+    colours = struct.pack(">6H", 300, 300, 300, 0, 65535, 0)
+    path = _png(tmp_path / "16.png", 16, 2, colours, 2, [300, 300, 300])
+    assert _pixels(open_image(path)) == [WHITE, (0, 255, 0)]
+
+
+def test_padding_is_compiled_for_many_sizes() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(pad_to_multiple, backend="aot_eager")
+    for size in ((40, 56), (72, 33), (50, 64)):
+        image = torch.rand(1, 3, *size)
+        assert torch.equal(compiled(image, 8), pad_to_multiple(image, 8))
+    torch._dynamo.reset()
 
 
 def test_original_is_not_changed() -> None:

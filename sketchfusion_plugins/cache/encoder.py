@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from sketchfusion_plugins.cache.store import FeatureStore, tensor_bytes
 from sketchfusion_plugins.encoder import FeatureLevels, FoundationOutputs, SketchFusionEncoder
-from sketchfusion_plugins.fingerprint import sample_modules
+from sketchfusion_plugins.fingerprint import attention_heads, sample_modules
 from sketchfusion_plugins.images import check_image
 from sketchfusion_plugins.noise import as_integer
 from sketchfusion_plugins.wrappers import find_encoder
@@ -185,6 +185,7 @@ class CachedEncoder(SketchFusionEncoder):
             "posterior": diffusion.config.posterior,
             "seed": as_integer(diffusion.config.seed if seed is None else seed),
             "scaling": [diffusion.scaling_factor, diffusion.shift_factor],
+            "statistics": [diffusion.latents_mean, diffusion.latents_std],
         }
         if fuse:
             description["semantic"] = [
@@ -241,9 +242,9 @@ class CachedEncoder(SketchFusionEncoder):
             return known[1]
         digest = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}".encode())
         digest.update(str([tensor.dtype for tensor in tensors]).encode())
-        # Weights do not tell one activation from another.
+        # Weights do not tell one activation from another, nor heads of attention.
         kinds = [
-            f"{type(child).__qualname__}({child.extra_repr()})"
+            f"{type(child).__qualname__}({child.extra_repr()}){attention_heads(child)}"
             for child in module.modules()
             if not hasattr(child, "_orig_mod")  # torch.compile's wrapper, which computes the same
         ]

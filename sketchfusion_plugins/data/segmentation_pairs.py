@@ -28,7 +28,13 @@ from torch.utils.data import Dataset
 
 from sketchfusion_plugins.data.layout import IGNORED
 from sketchfusion_plugins.data.pictures import SUFFIXES, label_names, scan, seed_of
-from sketchfusion_plugins.images import FORMATS, open_image, to_tensor
+from sketchfusion_plugins.images import (
+    FORMATS,
+    SPREAD_GREY,
+    open_image,
+    stored_as,
+    to_tensor,
+)
 from sketchfusion_plugins.problems import skipping
 
 if TYPE_CHECKING:
@@ -277,9 +283,10 @@ def read_mask(path: Path, values: Mapping[str, int]) -> NDArray[np.uint8]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing. {HOW_TO_GET}")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with path.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            samples = stored_as(image)
             # A palette's indices are the values; converting it would turn them into colours.
-            mode, mask = image.mode, np.array(image)
+            mode, mask = image.mode, np.array(image) // SPREAD_GREY.get(samples, 1)
     # Pillow's readers raise whatever they stumble over in a damaged file.
     except Exception as error:
         raise ValueError(f"{path} is damaged or no picture: {error}") from error

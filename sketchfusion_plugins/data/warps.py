@@ -144,8 +144,9 @@ class Warp:
             width: Of the picture.
 
         Returns:
-            Points ``[..., 2]`` of ``xy``'s type, where they are after the warp; and ``[...]``,
-            Boolean: whether a point lies inside the picture both before and after.
+            Points ``[..., 2]``, where they are after the warp, of ``xy``'s type (of whole numbers,
+            torch's default one); and ``[...]``, Boolean: whether a point lies inside the picture
+            both before and after.
         """
         frame = _Frame(height, width)
         source = frame.units(xy.to(torch.float64))
@@ -156,7 +157,8 @@ class Warp:
             target = (source - self._bend(before)) @ inverse.T + self.shift
             if not ((target - before).abs() > PRECISION).any():
                 break
-        moved = frame.pixels(target).to(xy)
+        kind = xy.dtype if xy.is_floating_point() else torch.get_default_dtype()
+        moved = frame.pixels(target).to(xy.device, kind)
         return moved, inside(xy, height, width) & inside(moved, height, width)
 
     def _back(self, target: Tensor) -> Tensor:

@@ -147,7 +147,6 @@ def _read(file: object, formats: tuple[str, ...], most_pixels: int) -> Image.Ima
                 )
             # JPEG decodes at a fraction of its size, which is all that is needed.
             image.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
-            image.load()
             return flatten_image(image)
     except PictureError:
         raise

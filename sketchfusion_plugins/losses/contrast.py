@@ -102,7 +102,8 @@ class CrossDomainInfoNCE(nn.Module):
             photo_labels: The same, ``[P]``; None where photos come in the sketches' order.
 
         Returns:
-            float32 scalar; 0 without any positive or without any negative.
+            float32 scalar; 0 without any positive or without any negative, or with one of each
+            alone, as pytorch-metric-learning has it.
 
         Raises:
             ValueError: Shapes that do not fit.

@@ -106,6 +106,14 @@ def _refuse_early(config: Config) -> None:
             f"max_iters and no other loop, got {dict(config.train_cfg)}. Of N items and batches "
             "of B, an epoch is N / B iterations."
         )
+    every = (config.default_hooks.get("checkpoint") or {}).get("interval", -1)
+    counts = config.optim_wrapper.get("accumulative_counts", 1)
+    if every > 0 and every % counts:
+        raise ValueError(
+            f"checkpoints every {every} iterations lie between steps that accumulate {counts} "
+            "(optim_wrapper.accumulative_counts), and a run that is resumed there would lose what "
+            "has been accumulated. Set default_hooks.checkpoint.interval to a multiple of it."
+        )
     amp = _name_of(config.optim_wrapper.get("type")).endswith("AmpOptimWrapper")
     if amp and get_device() in ("cpu", "mps"):
         raise ValueError(

@@ -55,9 +55,13 @@ class Correspondence(Task):
             ValueError: Shapes do not fit, or an option is out of range.
         """
         source_map, target_map = self._maps(source, target)
-        stride = self.features.stride
         return match_points(
-            source_map, target_map, points, source_stride=stride, target_stride=stride, **options
+            source_map,
+            target_map,
+            points,
+            source_stride=self.features.cell_size(source, source_map),
+            target_stride=self.features.cell_size(target, target_map),
+            **options,
         )
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -67,14 +71,13 @@ class Correspondence(Task):
             ModuleNotFoundError: There is an end-point error, and kornia is not installed.
         """
         source_map, target_map = self._maps(batch["source"], batch["target"])
-        stride = self.features.stride
         losses: dict[str, Tensor] = self.criterion(
             source_map,
             target_map,
             batch["source_points"],
             batch["target_points"],
-            source_stride=stride,
-            target_stride=stride,
+            source_stride=self.features.cell_size(batch["source"], source_map),
+            target_stride=self.features.cell_size(batch["target"], target_map),
             visible=batch["visible"],
         )
         return losses

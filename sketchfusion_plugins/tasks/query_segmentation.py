@@ -63,7 +63,6 @@ class QuerySegmentation(Task):
         Returns:
             ``[B, H, W]``.
         """
-        stride = self.features.stride
         if sketch.shape == photo.shape:
             both, count = self.features(torch.cat([sketch, photo])), sketch.shape[0]
             # Not chunk, of which an exported program cannot vary the batch.
@@ -72,8 +71,10 @@ class QuerySegmentation(Task):
             sketch_map, photo_map = self.features(sketch), self.features(photo)
         ink = None
         if self.head.pooling == "ink":
-            ink = ink_cells(sketch, (sketch_map.shape[-2], sketch_map.shape[-1]), stride)
+            cells = (sketch_map.shape[-2], sketch_map.shape[-1])
+            ink = ink_cells(sketch, cells, self.features.cell_size(sketch, sketch_map))
         size = (photo.shape[-2], photo.shape[-1])
+        stride = self.features.cell_size(photo, photo_map)
         logits: Tensor = self.head(sketch_map, photo_map, size, ink=ink, photo_stride=stride)
         return logits
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,6 +273,22 @@ def test_bad_masks_are_refused(root: Path, draw_picture: Callable[..., Path]) ->
     data = SketchSegmentation(root, 16, progress=False)
     with pytest.raises(ValueError, match=r"both\.png is 20 x 40, expected 40 x 20"):
         data[len(data) - 1]
+
+
+@pytest.mark.parametrize(("depth", "row"), [(2, 0b00_11_11_00), (4, 0x03), (8, 0)])
+def test_masks_of_few_bits_hold_what_they_say(depth: int, row: int, tmp_path: Path) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    expected = {2: [0, 3, 3, 0], 4: [0, 3], 8: [0]}[depth]
+    header = struct.pack(">IIBBBBB", len(expected), 1, depth, 0, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes([0, row])))
+    path = tmp_path / "mask.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b""))
+    mask = read_mask(path, {"cat": 3})
+    assert mask.dtype == np.uint8 and mask.tolist() == [expected]
 
 
 def test_palettes_are_indices(tmp_path: Path) -> None:

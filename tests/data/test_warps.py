@@ -104,6 +104,13 @@ def test_a_dot_lands_where_its_point_lands(height: int, width: int, config: Warp
     assert checked > 5
 
 
+def test_whole_numbers_are_points_too() -> None:
+    warp = random_warp(generator(1))
+    moved, _ = warp.points(torch.tensor([[40, 40]]), 96, 96)
+    assert torch.equal(moved, warp.points(torch.tensor([[40.0, 40.0]]), 96, 96)[0])
+    assert not torch.equal(moved, moved.round())
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_points_are_inverted_exactly_by_the_steepest_allowed_bend(seed: int) -> None:
     config = WarpConfig(rotation=90, scale=1.5, shift=0.3, bend=0.9 / (3 * math.pi), cycles=1)

@@ -459,6 +459,16 @@ def test_epochs_are_refused(
         train_task(config)
 
 
+def test_checkpoints_between_accumulated_steps_are_refused(
+    config_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    from sketchfusion_plugins.mm.train_task import train_task
+
+    config = config_of("retrieval", tmp_path, optim_wrapper__accumulative_counts=3)
+    with pytest.raises(ValueError, match="every 2 iterations lie between steps that accumulate 3"):
+        train_task(config)
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_log_knows_whether_its_run_resumed(
     resume: bool, config_of: Callable[..., Any], train: Callable[..., Any], tmp_path: Path

@@ -311,6 +311,20 @@ def test_the_two_images_may_differ_in_size(make: Callable[..., Any], sketches: A
     assert found.shape == (2, 2, 2)
 
 
+def test_coarse_maps_span_their_padded_images(make: Callable[..., Any], sketches: Any) -> None:
+    sketch, photo = sketches(1, 64), sketches(1, 75, 72, seed=3)
+    task = make("correspondence", aggregation__stride=32).eval()
+    points = torch.tensor([[[3.0, 60.0], [31.5, 2.0]]])
+    # 80 px in 3 rows, 72 px in 3 columns.
+    cells = {"source_stride": 32, "target_stride": (80 / 3, 24)}
+    expected = match_points(task.encoder(sketch), task.encoder(photo), points, **cells)
+    torch.testing.assert_close(task(sketch, photo, points), expected)
+    task = make("query_segmentation", aggregation__stride=32).eval()
+    maps = task.encoder(sketch), task.encoder(photo)
+    whole = task.head(*maps, (80, 72), ink=ink_cells(sketch, (2, 2), 32))
+    torch.testing.assert_close(task(sketch, photo), whole[:, :75])
+
+
 def test_an_image_matches_itself(make: Callable[..., Any], sketches: Any) -> None:
     image = sketches(1, 72, 56)
     centres = torch.tensor([[[4.0, 4.0], [28.0, 36.0], [52.0, 68.0]]])
