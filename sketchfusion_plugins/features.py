@@ -18,7 +18,7 @@ from sketchfusion_plugins.encoder import SketchFusionEncoder
 from sketchfusion_plugins.heads.cells import pool_to_grid
 from sketchfusion_plugins.heads.query import ink_cells, query_similarity
 from sketchfusion_plugins.hub import timm_safetensors
-from sketchfusion_plugins.images import to_rgb
+from sketchfusion_plugins.images import padded_side, to_rgb
 
 GRID = 4
 CELL = 8
@@ -88,7 +88,7 @@ class FusedFeatures(Features):
         multiple = self.encoder.diffusion.latent_stride
         if multiple % self.stride == 0:
             return float(self.stride), float(self.stride)
-        height, width = (side + -side % multiple for side in image.shape[-2:])
+        height, width = (padded_side(side, multiple) for side in image.shape[-2:])
         return height / -(-height // self.stride), width / -(-width // self.stride)
 
 
@@ -121,7 +121,7 @@ class ClipFeatures(Features):
     def cell_size(self, image: Tensor, cells: Tensor) -> tuple[float, float]:
         """See `Features.cell_size`: the grid spans the image as it was padded for the VAE."""
         multiple = self.encoder.diffusion.latent_stride
-        height, width = (side + -side % multiple for side in image.shape[-2:])
+        height, width = (padded_side(side, multiple) for side in image.shape[-2:])
         return height / cells.shape[-2], width / cells.shape[-1]
 
 

@@ -55,12 +55,13 @@ def read_settings(encoder: Any) -> Settings:
         "std": semantic.std,
         "latents": (diffusion.scaling_factor, diffusion.shift_factor),
         NULL_PROMPT: sample_values(embedding).tolist(),
-        "unet_heads": attention_heads(diffusion.denoiser),
-        "semantic_heads": attention_heads(semantic) if isinstance(semantic, nn.Module) else [],
         "latents_mean": diffusion.latents_mean,
         "latents_std": diffusion.latents_std,
     }
-    found = {name: values for name, values in found.items() if values}
+    for name, part in (("unet_heads", diffusion.denoiser), ("semantic_heads", semantic)):
+        heads = attention_heads(part) if isinstance(part, nn.Module) else []
+        if heads:
+            found[name] = heads
     rounded = {name: [float(f"{value:.6g}") for value in values] for name, values in found.items()}
     return {**rounded, **read_activation(semantic)}
 

@@ -72,7 +72,11 @@ def open_image(path: str | Path, enough: int | None = None) -> Image.Image:
 def flatten_image(image: Image.Image) -> Image.Image:
     """Any Pillow image as RGB: transparency composited on white, EXIF rotation applied.
 
+    Grey of 2 or 4 bits of which one is transparent is composited right if it comes unloaded: how
+    many bits there were is not known later.
+
     Raises:
+        OSError: It comes unloaded, and its file is damaged.
         ValueError: Its pixels are floating point numbers, or whole ones beyond 16 bits.
     """
     from PIL import Image, ImageOps
@@ -126,7 +130,8 @@ def _load(image: Image.Image) -> None:
     samples = stored_as(image)
     image.load()
     clear = image.info.get("transparency")
-    # Pillow brings a PNG's samples to 8 bits, and leaves the one that stands for none as it is.
+    # Pillow brings a PNG's samples to 8 bits, and leaves the one that stands for none as it is. Of
+    # colours of 16 bits the lower ones are gone, so that neighbours of it are none too.
     if isinstance(clear, int) and samples in SPREAD_GREY:
         clear *= SPREAD_GREY[samples]
     elif isinstance(clear, tuple) and samples == "RGB;16B":
@@ -270,11 +275,16 @@ def to_rgb(image: Tensor) -> Tensor:
     return image
 
 
+def padded_side(side: int, multiple: int) -> int:
+    """The least multiple that a side fits into."""
+    # Not -side % multiple, which inductor's symbols do not know.
+    return side + (multiple - side % multiple) % multiple
+
+
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column until both sides are multiples."""
     height, width = image.shape[-2:]
-    # Not -width % multiple, which inductor's symbols do not know.
-    right, bottom = ((multiple - side % multiple) % multiple for side in (width, height))
+    right, bottom = (padded_side(side, multiple) - side for side in (width, height))
     if right or bottom:
         return F.pad(image, (0, right, 0, bottom), mode="replicate")
     return image

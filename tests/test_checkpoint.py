@@ -649,6 +649,15 @@ def test_same_weights_that_compute_otherwise_are_refused(
         load_adapters(other, tmp_path)
 
 
+def test_statistics_of_latents_are_missed_on_either_side(build: Any, tmp_path: Path) -> None:
+    plain, other = build(), build()
+    other.diffusion.latents_mean, other.diffusion.latents_std = (0.5,) * 4, (2.0,) * 4
+    for one, two in ((plain, other), (other, plain)):
+        one.save_pretrained(tmp_path)
+        with pytest.raises(CheckpointError, match=r"compute otherwise.*Expected latents_mean"):
+            load_adapters(two, tmp_path)
+
+
 def test_settings_forget_precision_and_may_be_missing(saved: Path, build: Any) -> None:
     # Another machine's text encoder, or one in bfloat16, gives almost the same embedding.
     almost = build(seed=2)

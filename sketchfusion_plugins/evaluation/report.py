@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+# Between means that are the same but for the order of their sums.
+ROUNDING = 1e-9
+
+
 @dataclass(frozen=True)
 class Measured:
     """A mean over items.
@@ -50,8 +54,8 @@ class Measured:
 
         The interval is Wilson's where every item is right or wrong and all weigh the same, else a
         percentile bootstrap with 10,000 resamples and a fixed seed, of whole groups where items
-        have some, or Wilson's where that would leave none; one item or group alone leaves it at 0
-        to 1. It covers the choice of items alone,
+        have some; and Wilson's where that would leave none of groups, or of items that are right
+        or wrong. One item or group alone leaves it at 0 to 1. It covers the choice of items alone,
         not that of a training run's seed.
 
         Args:
@@ -80,7 +84,7 @@ class Measured:
         else:
             interval = bootstrap_mean(items, groups, weighing)
             certain = np.isin(items, (0.0, 1.0)).all() or groups is not None
-            if certain and interval.low == interval.high:
+            if certain and interval.high - interval.low < ROUNDING:
                 # Items or groups of one mean, such as few that are all right, leave no interval.
                 interval = wilson(mean, independent)
         # Rounding must not put the mean outside of its interval.

@@ -26,9 +26,9 @@ def read_training_log(path: str | Path) -> dict[str, Curve]:
             that ``examples/pretrain_tiny`` writes.
 
     Returns:
-        Steps, increasing, and values of every measure. Of what was logged before a resume, only
-        steps before its first are left; in one file, the later of a step's values. Clocks are left
-        out.
+        Steps, increasing, and values of every measure. Of a measure that is logged again after a
+        resume, only what lies before its first step there is left; in one file, the later of a
+        step's values. Clocks are left out.
 
     Raises:
         FileNotFoundError: There is no log.

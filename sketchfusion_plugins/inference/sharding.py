@@ -20,7 +20,6 @@ from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
-from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -185,9 +184,10 @@ def describe_together(
     skipped_before = len(problems.found)
     with DescriptorWriter(part, fingerprint) as writer:
         rows = len(writer.known)
-        for readable, descriptors in describe_files(model, share, size, problems, **options):
-            writer.add(readable, descriptors)
-            rows += len(readable)
+        for some in filter(None, share):
+            for readable, descriptors in describe_files(model, some, size, problems, **options):
+                writer.add(readable, descriptors)
+                rows += len(readable)
     skipped = tuple(problems.found[skipped_before:])
     reports = ranks.gather(ProcessReport(part.name, rows, skipped))
     del problems.found[skipped_before:]
@@ -206,11 +206,12 @@ def forget_parts(ranks: Ranks, result: Path) -> None:
 
 def _share(
     ranks: Ranks, paths: Sequence[Path], known: Collection[str], batch_size: int
-) -> list[Path]:
+) -> tuple[list[Path], list[Path]]:
     """This process's part of what is not known yet, evenly dealt however much others had done.
 
-    Whole batches come first. The rest of others, such as pictures that cannot be read, would shift
-    them.
+    Returns:
+        Whole batches, and apart from them, which they would shift, the rest of others: pictures
+        that cannot be read, or that a killed process had not written yet.
     """
     left: list[tuple[bool, list[Path]]] = []
     for start in range(0, len(paths), batch_size):
@@ -218,8 +219,9 @@ def _share(
         rest = [path for path in batch if str(path) not in known]
         if rest:
             left.append((len(rest) < len(batch), rest))
-    mine = sorted(left[ranks.rank :: ranks.world_size], key=itemgetter(0))
-    return list(chain.from_iterable(rest for _, rest in mine))
+    mine = left[ranks.rank :: ranks.world_size]
+    whole, rests = ([rest for partly, rest in mine if partly is kind] for kind in (False, True))
+    return list(chain.from_iterable(whole)), list(chain.from_iterable(rests))
 
 
 def _parts(result: Path) -> list[Path]:

@@ -100,15 +100,17 @@ def _refuse_early(config: Config) -> None:
             "differ by rounding alone."
         )
     loop = _name_of(config.train_cfg.get("type"))
-    if "max_iters" not in config.train_cfg or loop.endswith("EpochBasedTrainLoop"):
+    by_epoch = config.train_cfg.get("by_epoch") or loop.endswith("EpochBasedTrainLoop")
+    if by_epoch or "max_iters" not in config.train_cfg:
         raise ValueError(
             "data are drawn without end, so that tasks train by iterations: train_cfg needs "
             f"max_iters and no other loop, got {dict(config.train_cfg)}. Of N items and batches "
             "of B, an epoch is N / B iterations."
         )
-    every = (config.default_hooks.get("checkpoint") or {}).get("interval", -1)
-    counts = config.optim_wrapper.get("accumulative_counts", 1)
-    if every > 0 and every % counts:
+    checkpoints = config.default_hooks.get("checkpoint") or {}
+    every, counts = checkpoints.get("interval", -1), config.optim_wrapper.get("accumulative_counts")
+    between = 0 < every < config.train_cfg.max_iters and not checkpoints.get("by_epoch", True)
+    if between and counts and every % counts:
         raise ValueError(
             f"checkpoints every {every} iterations lie between steps that accumulate {counts} "
             "(optim_wrapper.accumulative_counts), and a run that is resumed there would lose what "

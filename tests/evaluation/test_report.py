@@ -252,6 +252,9 @@ def test_items_that_are_all_right_have_an_interval_by_weights_too() -> None:
         assert got == Measured(value, *wilson(value, 4), 4)
         got = Measured.of([value] * 4, weights, pairs)
         assert got == Measured(value, *wilson(value, 2), 4)
+    # Two groups of the mean 1/3, but for the rounding of their sums.
+    got = Measured.of([1, 0, 0, 1, 0, 0], [1, 1, 1, *[1 / 6] * 3], [0, 0, 0, 1, 1, 1])
+    assert (got.low, got.high) == tuple(wilson(got.value, 2))
 
 
 def test_right_and_wrong_in_groups() -> None:

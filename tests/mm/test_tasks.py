@@ -446,7 +446,12 @@ def test_processes_on_mps_are_refused(
 
 
 @pytest.mark.parametrize(
-    "loop", [{"type": "EpochBasedTrainLoop", "max_iters": 4}, {"by_epoch": True, "max_epochs": 2}]
+    "loop",
+    [
+        {"type": "EpochBasedTrainLoop", "max_iters": 4},
+        {"by_epoch": True, "max_iters": 4},
+        {"max_epochs": 2},
+    ],
 )
 def test_epochs_are_refused(
     loop: dict[str, Any], config_of: Callable[..., Any], tmp_path: Path
@@ -464,9 +469,18 @@ def test_checkpoints_between_accumulated_steps_are_refused(
 ) -> None:
     from sketchfusion_plugins.mm.train_task import train_task
 
-    config = config_of("retrieval", tmp_path, optim_wrapper__accumulative_counts=3)
+    counts = {"optim_wrapper__accumulative_counts": 3}
+    config = config_of("retrieval", tmp_path, 4, **counts)
     with pytest.raises(ValueError, match="every 2 iterations lie between steps that accumulate 3"):
         train_task(config)
+    # Nothing is saved before the end; or as often as steps are made.
+    for every, iterations in ((2, 2), (3, 4)):
+        interval = {"default_hooks__checkpoint__interval": every}
+        config = config_of("retrieval", tmp_path, iterations, **counts, **interval)
+        # What comes next.
+        config.launcher = "pytorch"
+        with pytest.raises(ValueError, match="expects torchrun's environment"):
+            train_task(config)
 
 
 @pytest.mark.parametrize("resume", [False, True])
