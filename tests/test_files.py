@@ -25,7 +25,7 @@ from sketchfusion_plugins.files import (
 
 
 def _names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()]
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_text_appears_whole_in_new_folders(tmp_path: Path) -> None:

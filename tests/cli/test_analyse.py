@@ -91,12 +91,13 @@ def test_model_and_control_compute_in_one_precision(
     seen = {}
 
     def study(encoders: Any, *_: Any, **__: Any) -> Any:
-        seen.update({name: encoder.diffusion.dtype for name, encoder in encoders.items()})
-        raise ValueError("enough")
+        for name, encoder in encoders.items():
+            seen[name] = next(encoder.diffusion.parameters()).dtype
+        raise ValueError("that was all")
 
     monkeypatch.setattr(spectra, "study_pictures", study)
     options = ("--control", "--dtype", "bfloat16", "--out", tmp_path)
-    run("analyse", kinds[0], *TINY, *options, status=1)
+    assert "that was all" in run("analyse", kinds[0], *TINY, *options, status=1).stderr
     assert seen == {"model": torch.bfloat16, "control": torch.bfloat16}
 
 
