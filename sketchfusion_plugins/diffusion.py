@@ -122,7 +122,7 @@ class Diffusion(nn.Module):
             noise = draw_noise(posterior.mean, 1, other, generator)
             latents = posterior.mean.float() + posterior.std.float() * noise
         if self.latents_mean and self.latents_std:
-            # As in diffusers' image-to-image pipeline of SDXL, for models such as Playground 2.5.
+            # As in diffusers' image-to-image pipeline of SDXL.
             statistics = (self.latents_mean, self.latents_std)
             mean, std = (latents.new_tensor(values)[:, None, None] for values in statistics)
             scaled: Tensor = (latents - mean) * self.scaling_factor / std

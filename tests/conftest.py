@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -451,3 +453,25 @@ def replicate() -> Callable[[torch.nn.Module], Any]:
         return replica
 
     return copy
+
+
+@pytest.fixture
+def write_png(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a PNG of one row by hand, of samples that Pillow writes no files of."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + check
+
+    def write(
+        row: bytes, *, width: int, depth: int, kind: int = 0, clear: Sequence[int] = ()
+    ) -> Path:
+        parts = [chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0))]
+        if clear:
+            parts.append(chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear)))
+        parts += [chunk(b"IDAT", zlib.compress(b"\0" + row)), chunk(b"IEND", b"")]
+        path = tmp_path / f"{depth}.png"
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+        return path
+
+    return write

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -143,33 +142,15 @@ def test_scans_that_are_to_be_turned(
     np.testing.assert_array_equal(np.asarray(open_image(path))[..., 0], np.rot90(grey, turn))
 
 
-def _png(path: Path, depth: int, kind: int, row: bytes, width: int, clear: list[int]) -> Path:
-    """A PNG of one row, written by hand: Pillow writes no such ones."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        check = zlib.crc32(name + data)
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", check)
-
-    header = struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear))
-        + chunk(b"IDAT", zlib.compress(b"\0" + row))
-        + chunk(b"IEND", b"")
-    )
-    return path
-
-
-def test_one_grey_may_stand_for_none_at_any_depth(tmp_path: Path) -> None:
-    path = _png(tmp_path / "4.png", 4, 0, bytes([0x01, 0x1F]), 4, [1])
+def test_one_grey_may_stand_for_none_at_any_depth(write_png: Any) -> None:
+    path = write_png(bytes([0x01, 0x1F]), width=4, depth=4, clear=[1])
     assert [pixel[0] for pixel in _pixels(open_image(path))] == [0, 255, 255, 255]
-    path = _png(tmp_path / "2.png", 2, 0, bytes([0b00_01_10_11]), 4, [1])
+    path = write_png(bytes([0b00_01_10_11]), width=4, depth=2, clear=[1])
     assert [pixel[0] for pixel in _pixels(open_image(path))] == [0, 255, 170, 255]
     with Image.open(path) as image:
         assert flatten_image(image).tobytes() == flatten_image(image).tobytes()
     colours = struct.pack(">6H", 300, 300, 300, 0, 65535, 0)
-    path = _png(tmp_path / "16.png", 16, 2, colours, 2, [300, 300, 300])
+    path = write_png(colours, width=2, depth=16, kind=2, clear=[300, 300, 300])
     assert _pixels(open_image(path)) == [WHITE, (0, 255, 0)]
 
 

@@ -220,8 +220,9 @@ def _share(
         if rest:
             left.append((len(rest) < len(batch), rest))
     mine = left[ranks.rank :: ranks.world_size]
-    whole, rests = ([rest for partly, rest in mine if partly is kind] for kind in (False, True))
-    return list(chain.from_iterable(whole)), list(chain.from_iterable(rests))
+    whole = chain.from_iterable(rest for partly, rest in mine if not partly)
+    rests = chain.from_iterable(rest for partly, rest in mine if partly)
+    return list(whole), list(rests)
 
 
 def _parts(result: Path) -> list[Path]:
