@@ -212,6 +212,15 @@ def test_no_levels() -> None:
         AdaptiveAggregation((), 8)
 
 
+@pytest.mark.parametrize("outermost", [True, False])
+def test_maps_are_contiguous(outermost: bool) -> None:
+    layout = torch.contiguous_format if outermost else torch.channels_last
+    level = torch.randn(2, 6, 5, 4).contiguous(memory_format=layout)
+    assert AdaptiveAggregation((6,), 8, norm_groups=2)([level], (5, 4)).is_contiguous()
+    pyramid = AdaptivePyramid((6,), (8, 16), out_channels=8, norm_groups=2)
+    assert all(level.is_contiguous() for level in pyramid([level], (40, 32)))
+
+
 @pytest.mark.parametrize("size", [(64, 64), (33, 57), (32, 200)])
 def test_pyramid(size: tuple[int, int]) -> None:
     pyramid = AdaptivePyramid((4, 6), (16, 4, 32), out_channels=8, norm_groups=2)
