@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +229,27 @@ def load_adapters(
 
 def _foundations(encoder: SketchFusionEncoder) -> dict[str, nn.Module]:
     return {name: getattr(encoder, name) for name in encoder.foundation_names()}
+
+
+@contextmanager
+def forgetting_what_goes(encoder: SketchFusionEncoder) -> Iterator[None]:
+    """What is deleted from the foundations inside was not replaced: it is no longer looked for."""
+    before = _foundation_names(encoder)
+    yield
+    gone = before - _foundation_names(encoder)
+    encoder.foundation_samples = {
+        title: values
+        for title, values in encoder.foundation_samples.items()
+        if title.partition("(")[0] not in gone
+    }
+
+
+def _foundation_names(encoder: SketchFusionEncoder) -> set[str]:
+    return {
+        plain_name(f"{branch}.{name}")
+        for branch, module in _foundations(encoder).items()
+        for name in module.state_dict()
+    }
 
 
 def writes_foundations(encoder: SketchFusionEncoder) -> bool:

@@ -25,7 +25,12 @@ from sketchfusion_plugins.assembly import (
     injection_sites,
     load_foundations,
 )
-from sketchfusion_plugins.checkpoint import load_adapters, sample_foundations, save_adapters
+from sketchfusion_plugins.checkpoint import (
+    forgetting_what_goes,
+    load_adapters,
+    sample_foundations,
+    save_adapters,
+)
 from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.denoiser import Block
 from sketchfusion_plugins.diffusion import Diffusion
@@ -285,7 +290,8 @@ class SketchFusionEncoder(nn.Module):
             ValueError: A name is unknown, or was cut away; the message lists the valid ones.
         """
         denoiser = self.diffusion.denoiser
-        denoiser.set_taps(taps)
+        with forgetting_what_goes(self):
+            denoiser.set_taps(taps)
         kept = {block.name for block in denoiser.blocks}
         for name in list(self.injector.projections):
             if name not in kept:

@@ -110,8 +110,10 @@ def flatten_image(image: Image.Image) -> Image.Image:
         canvas.alpha_composite(image)
         image = canvas
     flat = image.convert("RGB")
-    # The rotation has been applied; whoever reads them again must not stumble again.
-    flat.info.pop("exif", None)
+    # The rotation has been applied; whoever reads them again must not stumble again. Pillow takes
+    # it from any of these.
+    for place in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
+        flat.info.pop(place, None)
     return flat
 
 

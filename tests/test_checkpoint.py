@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -200,10 +201,24 @@ def test_round_trip(changes: dict[str, Any], build: Any, tmp_path: Path, sketche
 def test_after_set_taps(build: Any, tmp_path: Path) -> None:
     encoder = build()
     encoder.set_taps(("up0", "mid"))
-    encoder.save_pretrained(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.save_pretrained(tmp_path)
+    # What was cut away is no foundation that was replaced.
+    assert not any("diffusion." in name for name in load_file(tmp_path / WEIGHTS_FILE))
     again = SketchFusionEncoder.from_pretrained(tmp_path)
     assert again.config == encoder.config
     assert set(again.state_dict()) == set(encoder.state_dict())
+
+
+def test_replaced_foundations_are_written_after_set_taps_too(build: Any, tmp_path: Path) -> None:
+    encoder = build()
+    with torch.no_grad():
+        encoder.diffusion.vae.encoder.conv_in.weight += 1
+    encoder.set_taps(("up0",))
+    with pytest.warns(UserWarning, match="others were loaded"):
+        encoder.save_pretrained(tmp_path)
+    assert any("diffusion." in name for name in load_file(tmp_path / WEIGHTS_FILE))
 
 
 def test_checkpoints_load_ready_for_inference(build: Any, tmp_path: Path, sketches: Any) -> None:

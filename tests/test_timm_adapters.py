@@ -307,6 +307,15 @@ def test_foundations_that_a_state_dict_replaced_are_saved(
     assert sum("built with random foundations" in text for text in told) == (built == "random")
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_wrapped_names_are_told_by_torch(prefix: str, tiny: Any) -> None:
+    state = {prefix + name: values for name, values in tiny.state_dict().items()}
+    with pytest.raises(RuntimeError, match=rf"Unexpected key.*{prefix}encoder"):
+        tiny.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*epoch"):
+        tiny.load_state_dict({"state_dict": tiny.state_dict(), "epoch": 3})
+
+
 def test_adapters_are_no_whole_state_dict(tiny: Any, tmp_path: Path) -> None:
     tiny.save_pretrained(tmp_path)
     with pytest.raises(RuntimeError, match=r"without foundations.*local-dir:FOLDER"):

@@ -146,7 +146,8 @@ class SketchFusion(nn.Module):
             RuntimeError: It does not fit, or ``strict`` and it holds adapters alone.
         """
         inside = tuple(f"encoder.{name}." for name in self.encoder.foundation_names())
-        if strict and state_dict and not any(name.startswith(inside) for name in state_dict):
+        own = {name for name in self.state_dict() if not name.startswith(inside)}
+        if strict and state_dict and own.issuperset(state_dict):
             raise RuntimeError(
                 "expected a whole state dict, got one without foundations, as adapters are. Load "
                 "the folder that save_pretrained wrote: timm.create_model('local-dir:FOLDER', "

@@ -81,7 +81,8 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
 
     from sketchfusion_plugins.cli.tables import rows_table
 
-    parts = {part["source"]: part for row in rows for part in row["weights"]}
+    # Presets need not use the same files of a source: of some it may lack what others have.
+    parts = {(part["source"], part["state"]): part for row in rows for part in row["weights"]}
     here = [
         (
             row["preset"],
@@ -99,7 +100,7 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
             part["licence"],
             ", ".join(row["preset"] for row in rows if part in row["weights"]),
         )
-        for source, part in parts.items()
+        for (source, _), part in parts.items()
     ]
     console = Console()
     columns = ("preset", "timm", "pixels", "parameters", "trained")

@@ -7,8 +7,8 @@ is read, from https://sketchy.eye.gatech.edu ("sketches and photos", 256x256):
     256x256/sketch/tx_000000000000/<category>/n02691156_10151-1.png     first sketch of that photo
 
 ``tx_000100000000`` holds the same pictures, centred and scaled. Zero-shot retrieval by category
-searches the extended photos too: 60,502 more without sketches (Liu et al., CVPR 2017), in a folder
-of their own:
+searches the extended photos too: 73,002 (Liu et al., CVPR 2017), of which 60,502 have no sketches
+and the others are Sketchy's own once more, under the same names. They have a folder of their own:
 
     <category>/<photo>
 """
@@ -42,7 +42,8 @@ def load_sketchy(
     Args:
         root: Folder that holds ``256x256``, or that folder itself.
         augmentation: Which rendering: ``"tx_000000000000"`` or ``"tx_000100000000"``.
-        extended: Folder of the extended photos, appended without instances; None for none.
+        extended: Folder of the extended photos, of which those that are not Sketchy's own are
+            appended, without instances; None for none.
 
     Returns:
         Sketches and photos; a sketch's instance is the stem of its photo's file.
@@ -55,7 +56,9 @@ def load_sketchy(
     sketches = scan(base / "sketch" / augmentation, HOW_TO_GET, photo_of_sketch)
     photos = scan(base / "photo" / augmentation, HOW_TO_GET, _stem)
     if extended is not None:
-        photos += scan(extended, HOW_TO_GET_EXTENDED)
+        own = {(photo.category, photo.instance) for photo in photos}
+        more = scan(extended, HOW_TO_GET_EXTENDED)
+        photos += [photo for photo in more if (photo.category, photo.path.stem) not in own]
     return sketches, photos
 
 

@@ -145,7 +145,7 @@ def own_gallery(place: Path, model: Model, described: GalleryModel) -> Gallery:
         key = hashlib.sha256(os.fsencode(place.as_posix())).hexdigest()[:16]
         problems = Problems()
         paths = list_pictures([place], problems)
-        index = _index(paths, key, model, described, problems, changing=True)
+        index = _index(paths, key, model, described, problems)
         if problems.found:
             warnings.warn(
                 f"{len(problems.found)} picture(s) or folder(s) in {place} cannot be read and are "
@@ -200,12 +200,11 @@ def _index(
     model: Model,
     described: GalleryModel,
     problems: Problems,
-    changing: bool = False,
 ) -> SketchIndex:
     name = f"{described.fingerprint}{described.settings}-{described.size}-{key}"
     folder = cache_folder() / "demo" / "indexes" / name
-    if changing:
-        _forget_if_changed(folder, paths)
+    # The cache may have been moved too, with OpenMoji's pictures in it.
+    _forget_if_changed(folder, paths)
     try:
         SketchIndex.open(folder)
     except FileNotFoundError:

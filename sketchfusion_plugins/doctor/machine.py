@@ -67,21 +67,21 @@ def examine_torch(timeout: float = TIMEOUT) -> Iterator[Finding]:
 
 
 def examine_weights() -> Iterator[Finding]:
-    """Every preset's weights, once each."""
+    """Every preset's weights, once each, and twice where they are here for some presets alone."""
     try:
         cache = hub_cache()
     except ImportError as error:
         advice = "pip install --force-reinstall huggingface-hub"
         yield Finding("weights", "Hugging Face's cache", "broken", str(error), advice)
         cache = Path(os.devnull)
-    found: dict[str, PartWeights] = {}
-    users: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], PartWeights] = {}
+    users: dict[tuple[str, str], list[str]] = {}
     for entry in CATALOGUE:
         for weights in entry.weights(cache):
-            found[weights.source] = weights
-            users.setdefault(weights.source, []).append(entry.preset)
-    for source, weights in found.items():
-        presets = ", ".join(users[source])
+            found[weights.source, weights.state] = weights
+            users.setdefault((weights.source, weights.state), []).append(entry.preset)
+    for key, weights in found.items():
+        source, presets = weights.source, ", ".join(users[key])
         if weights.state != "missing":
             place = f"{weights.state}, {weights.place}, for {presets}"
             yield Finding("weights", source, "ok", place)

@@ -120,8 +120,14 @@ def evaluate(
         if row is None or report.identities[name] != identity:
             row = judge(build())
             report.identities[name] = identity
-        # What waits for its turn stays in the file: the next model may be the one that fails.
+        # What waits for its turn stays in the file: the next model may be the one that fails. What
+        # another command has added since does too.
         measured[name] = row
+        if out is not None and (out / f"{data.task}.json").exists():
+            latest = read_report(out / f"{data.task}.json", report)
+            done = {other: row for other, row in latest.rows.items() if other not in measured}
+            own = {other: report.identities[other] for other in measured}
+            report.identities = {**latest.identities, **own}
         report.rows = {**measured, **done}
         if out is not None:
             report.write(out)

@@ -98,11 +98,16 @@ def _begin_loading(module: Any, state: dict[str, Tensor], prefix: str, *_: Any) 
     module._loading_foundations = any(name.startswith(frozen) for name in state)
     saved, own = state.get(prefix + FINGERPRINT), getattr(module, FINGERPRINT, None)
     module._loading_fingerprint = saved is not None
+    encoder = find_encoder(module)[1]
+    config = encoder.config
+    if saved is not None and not config.freeze_foundations:
+        # Where foundations train they begin as those that the adapters were trained on.
+        own = _fingerprint(encoder)
+        del state[prefix + FINGERPRINT]
     if saved is None or own is None or torch.equal(saved.cpu(), own.cpu()):
         return
     if module._loading_foundations:
         return
-    config = find_encoder(module)[1].config
     raise CheckpointError(
         f"this checkpoint was trained on other foundations (fingerprint "
         f"{bytes(saved.tolist()).hex()}) than this model has: {config.diffusion.source} and "

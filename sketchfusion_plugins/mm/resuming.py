@@ -18,6 +18,7 @@ from mmengine.hooks import Hook
 from sketchfusion_plugins.adapter_file import BUNDLED
 from sketchfusion_plugins.data.sources import source_name
 from sketchfusion_plugins.data.task_data import TaskData, sum_of_files
+from sketchfusion_plugins.inference.models import find_config
 from sketchfusion_plugins.mm.safe_loading import (
     POINTER,
     last_checkpoint,
@@ -32,6 +33,7 @@ KEPT = (
     "data.",
     "encoder.adapters",
     "encoder.changes.",
+    "encoder.variant",
     "optim_wrapper.",
     "param_scheduler.",
     "processes",
@@ -139,6 +141,9 @@ def _refuse_changes(config: Config, checkpoint: Path) -> None:
         is_gone = Path(began).is_absolute() and not Path(began).exists()
         had["encoder.adapters"] = begins if is_gone else adapter_path(began)
         asked["encoder.adapters"] = begins
+    variants = (values.get("encoder.variant") for values in (had, asked))
+    if _are_alike(*variants):
+        had["encoder.variant"] = asked["encoder.variant"]
     if FOUND in found:
         # Their folder may have moved: what they came to is compared once they are read.
         for values in (had, asked):
@@ -159,6 +164,15 @@ def _refuse_changes(config: Config, checkpoint: Path) -> None:
             f"{'; '.join(changed)}. Resume with the run's settings; or start a new run from its "
             f"adapters, which it writes when it ends: --model {adapters} --work-dir runs/longer"
         )
+
+
+def _are_alike(began: Any, begins: Any) -> bool:
+    """Whether two names, of timm or of presets, stand for the same configuration."""
+    try:
+        return find_config(str(began)) == find_config(str(begins))
+    except ValueError:
+        # An earlier version's.
+        return False
 
 
 def _averages(hooks: list[Any]) -> str | None:

@@ -30,7 +30,9 @@ def root(tmp_path: Path, draw_picture: Callable[..., Path]) -> Path:
                 draw_picture(
                     base / "sketch" / "tx_000000000000" / name / f"{photo}-{number}.png", "white"
                 )
-    draw_picture(tmp_path / "EXTEND" / "cat" / "ext_1.jpg")
+    # As published, with Sketchy's own photos once more.
+    for photo in ("ext_1", "n01_7", "n02_8"):
+        draw_picture(tmp_path / "EXTEND" / "cat" / f"{photo}.jpg")
     return tmp_path
 
 

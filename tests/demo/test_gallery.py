@@ -96,6 +96,21 @@ def test_a_second_start_describes_nothing(
     assert list(second.index.items()) == list(first.index.items())
 
 
+def test_a_cache_that_was_moved(
+    described: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = PixelFeatures()
+    mine = described(model, "pixels", SIZE)
+    monkeypatch.setenv("SKETCHFUSION_CACHE", str(tmp_path / "here"))
+    before = openmoji_gallery(model, mine, 3)
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.setenv("SKETCHFUSION_CACHE", str(tmp_path / "there"))
+    moved = openmoji_gallery(model, mine, 3)
+    keys = [key for key, _ in moved.index.items()]
+    assert len(keys) == 3 and all("/there/" in key for key in keys)
+    assert {moved.name(key) for key in keys} == set(before.names.values())
+
+
 def test_what_was_kept_for_other_pictures_is_not_searched(
     described: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,6 +171,18 @@ def test_no_measured_row_is_lost(data: TaskData, tmp_path: Path) -> None:
     assert list(report.rows) == ["new", "later", "other"] and later.built == 1
 
 
+def test_rows_of_another_command_are_kept(data: TaskData, tmp_path: Path) -> None:
+    def meanwhile() -> Any:
+        evaluate(data, {"theirs": PixelFeatures, "old": PixelFeatures}, out=tmp_path, **QUIET)
+        return Constant()
+
+    evaluate(data, {"old": Constant}, out=tmp_path, **QUIET)
+    models = {"first": Constant, "slow": meanwhile, "last": Constant}
+    report = evaluate(data, models, out=tmp_path, **QUIET)
+    assert set(report.rows) == {"first", "slow", "last", "theirs", "old"}
+    assert set(json.loads((tmp_path / "retrieval.json").read_text())["rows"]) == set(report.rows)
+
+
 def test_reports_on_other_data_are_kept(data: TaskData, tmp_path: Path) -> None:
     evaluate(data, {"first": PixelFeatures}, out=tmp_path, **QUIET)
     before = (tmp_path / "retrieval.json").read_bytes()

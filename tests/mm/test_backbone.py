@@ -313,6 +313,21 @@ def test_trained_foundations_stay_with_what_is_trained_on_them(
         torch.testing.assert_close(level, other, atol=0, rtol=0)
 
 
+def test_foundations_that_are_to_train_begin_as_adapters_know_them(config: Any) -> None:
+    frozen = SketchFusion(config=config.to_dict())
+    state = frozen.state_dict()
+    same = SketchFusion(config=config.to_dict(), freeze_foundations=False)
+    same.encoder.diffusion.load_state_dict(frozen.encoder.diffusion.state_dict())
+    same.encoder.semantic.load_state_dict(frozen.encoder.semantic.state_dict())
+    found = same.load_state_dict(state, strict=False)
+    assert not found.unexpected_keys
+    assert all(name.startswith(("encoder.diffusion", "encoder.semantic")) for name in found[0])
+    with torch.no_grad():
+        same.encoder.diffusion.vae.encoder.conv_in.weight += 1
+    with pytest.raises(CheckpointError, match="trained on other foundations"):
+        same.load_state_dict(state, strict=False)
+
+
 def test_checkpoint_of_trained_foundations_loads_where_they_are_frozen(
     config: Any, sketches: Any, tmp_path: Path, randomize: Any
 ) -> None:

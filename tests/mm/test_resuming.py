@@ -98,6 +98,7 @@ def rates(work: Path) -> list[float]:
             {"encoder__changes": {"weights": "random", "diffusion__timestep": 7}},
             "encoder.changes.diffusion__timestep 7, the run has None",
         ),
+        ({"encoder__variant": "paper"}, "encoder.variant 'paper', the run has 'sketchfusion_tiny'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
