@@ -212,14 +212,15 @@ def cells(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
 def _channels_innermost(levels: Sequence[Tensor]) -> list[Tensor]:
     """Levels as bottlenecks run fastest on them.
 
-    On CPUs that is with channels innermost, but in bfloat16, where torch's group norm then takes
-    ten times as long on narrow groups.
+    On CPUs that is with channels innermost. Not in bfloat16, where torch's group norm then takes
+    ten times as long on narrow groups; nor with gradients, which data parallelism would find in
+    other strides than their weights.
     """
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return list(levels)
     return [
         level.contiguous(memory_format=torch.channels_last)
-        if level.device.type == "cpu"
-        and level.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
+        if level.device.type == "cpu" and level.dtype == torch.float32
         else level
         for level in levels
     ]

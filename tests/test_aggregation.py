@@ -213,12 +213,22 @@ def test_no_levels() -> None:
 
 
 @pytest.mark.parametrize("outermost", [True, False])
+@torch.no_grad()
 def test_maps_are_contiguous(outermost: bool) -> None:
     layout = torch.contiguous_format if outermost else torch.channels_last
     level = torch.randn(2, 6, 5, 4).contiguous(memory_format=layout)
     assert AdaptiveAggregation((6,), 8, norm_groups=2)([level], (5, 4)).is_contiguous()
     pyramid = AdaptivePyramid((6,), (8, 16), out_channels=8, norm_groups=2)
     assert all(level.is_contiguous() for level in pyramid([level], (40, 32)))
+
+
+def test_gradients_have_the_strides_of_their_weights() -> None:
+    # Else data parallelism copies each, and warns of it.
+    aggregation = AdaptiveAggregation((6, 8), 8, norm_groups=2)
+    level, other = torch.randn(2, 6, 5, 4), torch.randn(2, 8, 3, 2)
+    aggregation([level, other], (5, 4)).square().mean().backward()
+    for name, weight in aggregation.named_parameters():
+        assert weight.grad is not None and weight.grad.stride() == weight.stride(), name
 
 
 @pytest.mark.parametrize("size", [(64, 64), (33, 57), (32, 200)])
