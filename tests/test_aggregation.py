@@ -224,9 +224,9 @@ def test_maps_are_contiguous(outermost: bool) -> None:
 
 def test_gradients_have_the_strides_of_their_weights() -> None:
     # Else data parallelism copies each, and warns of it.
-    aggregation = AdaptiveAggregation((6, 8), 8, norm_groups=2)
-    level, other = torch.randn(2, 6, 5, 4), torch.randn(2, 8, 3, 2)
-    aggregation([level, other], (5, 4)).square().mean().backward()
+    aggregation = AdaptiveAggregation((64, 96), 96, norm_groups=8)
+    levels = [torch.randn(2, 64, 8, 8), torch.randn(2, 96, 4, 4)]
+    aggregation(levels, (8, 8)).square().mean().backward()
     for name, weight in aggregation.named_parameters():
         assert weight.grad is not None and weight.grad.stride() == weight.stride(), name
 
