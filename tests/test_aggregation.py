@@ -223,7 +223,9 @@ def test_maps_are_contiguous(outermost: bool) -> None:
 
 
 def test_gradients_have_the_strides_of_their_weights() -> None:
-    # Else data parallelism copies each, and warns of it.
+    # Else data parallelism copies each, and warns of it. Of small tensors torch asks oneDNN, whose
+    # layouts these would be, on several threads alone; conftest's fixture takes this back.
+    torch.set_num_threads(2)
     aggregation = AdaptiveAggregation((64, 96), 96, norm_groups=8)
     levels = [torch.randn(2, 64, 8, 8), torch.randn(2, 96, 4, 4)]
     aggregation(levels, (8, 8)).square().mean().backward()
