@@ -147,12 +147,11 @@ class AdaptiveAggregation(nn.Module):
             )
         total: Tensor | None = None
         for weight, bottleneck, level in zip(
-            self.branch_weights.unbind(), self.bottlenecks, _channels_innermost(levels), strict=True
+            self.branch_weights.unbind(), self.bottlenecks, levels, strict=True
         ):
             branch = bottleneck(self.dropout(level), size)
             total = weight * branch if total is None else torch.addcmul(total, weight, branch)
         assert total is not None
-        total = total.contiguous()
         if not self.normalize:
             return total
         # 1e-12, torch's own, is 0 in float16, and cells where every branch is 0 became NaN.
@@ -196,7 +195,6 @@ class AdaptivePyramid(nn.Module):
         Returns:
             ``[B, out_channels, ceil(H / stride), ceil(W / stride)]`` per stride.
         """
-        levels = _channels_innermost(levels)
         return tuple(
             aggregation(levels, cells(image_size, stride))
             for stride, aggregation in zip(self.strides, self.maps, strict=True)
@@ -207,23 +205,6 @@ def cells(image_size: tuple[int, int], stride: int) -> tuple[int, int]:
     """Rows and columns of a map that covers an image at a stride."""
     height, width = image_size
     return -(-height // stride), -(-width // stride)
-
-
-def _channels_innermost(levels: Sequence[Tensor]) -> list[Tensor]:
-    """Levels as bottlenecks run fastest on them.
-
-    On CPUs that is with channels innermost. Not in bfloat16, where torch's group norm then takes
-    ten times as long on narrow groups; nor with gradients, which data parallelism would find in
-    other strides than their weights.
-    """
-    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return list(levels)
-    return [
-        level.contiguous(memory_format=torch.channels_last)
-        if level.device.type == "cpu" and level.dtype == torch.float32
-        else level
-        for level in levels
-    ]
 
 
 def _resize(grid: Tensor, size: tuple[int, int]) -> Tensor:

@@ -246,7 +246,7 @@ def forgetting_what_goes(encoder: SketchFusionEncoder) -> Iterator[None]:
 
 def _foundation_names(encoder: SketchFusionEncoder) -> set[str]:
     return {
-        plain_name(f"{branch}.{name}")
+        plain_name(f"{branch}.{name}").replace(".base_layer", "")  # LoRA's name of what it wraps
         for branch, module in _foundations(encoder).items()
         for name in module.state_dict()
     }

@@ -212,16 +212,6 @@ def test_no_levels() -> None:
         AdaptiveAggregation((), 8)
 
 
-@pytest.mark.parametrize("outermost", [True, False])
-@torch.no_grad()
-def test_maps_are_contiguous(outermost: bool) -> None:
-    layout = torch.contiguous_format if outermost else torch.channels_last
-    level = torch.randn(2, 6, 5, 4).contiguous(memory_format=layout)
-    assert AdaptiveAggregation((6,), 8, norm_groups=2)([level], (5, 4)).is_contiguous()
-    pyramid = AdaptivePyramid((6,), (8, 16), out_channels=8, norm_groups=2)
-    assert all(level.is_contiguous() for level in pyramid([level], (40, 32)))
-
-
 def test_gradients_have_the_strides_of_their_weights() -> None:
     # Else data parallelism copies each, and warns of it. Of small tensors torch asks oneDNN, whose
     # layouts these would be, on several threads alone; conftest's fixture takes this back.

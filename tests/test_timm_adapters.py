@@ -314,6 +314,11 @@ def test_wrapped_names_are_told_by_torch(prefix: str, tiny: Any) -> None:
         tiny.load_state_dict(state)
     with pytest.raises(RuntimeError, match=r"Unexpected key.*epoch"):
         tiny.load_state_dict({"state_dict": tiny.state_dict(), "epoch": 3})
+    parts, tiny.encoder = tiny.encoder, torch.compile(tiny.encoder, backend="eager")
+    try:
+        tiny.load_state_dict(tiny.state_dict())
+    finally:
+        tiny.encoder = parts
 
 
 def test_adapters_are_no_whole_state_dict(tiny: Any, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from sketchfusion_plugins.config import EncoderConfig
 from sketchfusion_plugins.encoder import FeatureLevels, SketchFusionEncoder
 from sketchfusion_plugins.presets import preset
 from sketchfusion_plugins.semantic_loading import semantic_changes
+from sketchfusion_plugins.wrappers import find_encoder
 from timm_adapters.head import NormClassifierHead
 
 _logger = logging.getLogger(__name__)
@@ -145,7 +146,8 @@ class SketchFusion(nn.Module):
         Raises:
             RuntimeError: It does not fit, or ``strict`` and it holds adapters alone.
         """
-        inside = tuple(f"encoder.{name}." for name in self.encoder.foundation_names())
+        prefix, encoder = find_encoder(self)
+        inside = tuple(f"{prefix}{name}." for name in encoder.foundation_names())
         own = {name for name in self.state_dict() if not name.startswith(inside)}
         if strict and state_dict and own.issuperset(state_dict):
             raise RuntimeError(

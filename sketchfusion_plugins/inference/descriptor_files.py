@@ -110,8 +110,6 @@ class DescriptorWriter:
     ) -> None:
         if self._file is not None:
             is_empty = not self._file.seek(0, os.SEEK_END)
-            # Processes' own files are deleted once this one is closed.
-            os.fsync(self._file.fileno())
             if sys.platform == "win32":
                 # It deletes no open file, and knows no lock that closing would give up.
                 self._file.close()

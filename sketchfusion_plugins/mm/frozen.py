@@ -101,9 +101,12 @@ def _begin_loading(module: Any, state: dict[str, Tensor], prefix: str, *_: Any) 
     encoder = find_encoder(module)[1]
     config = encoder.config
     if saved is not None and not config.freeze_foundations:
-        # Where foundations train they begin as those that the adapters were trained on.
-        own = _fingerprint(encoder)
         del state[prefix + FINGERPRINT]
+        # Where foundations train they begin as those that the adapters were trained on, if there
+        # are any yet. What float16 rounds has another fingerprint.
+        kinds = {(p.is_meta, p.dtype == torch.float16) for p in encoder.parameters()}
+        if not module._loading_foundations and kinds == {(False, False)}:
+            own = _fingerprint(encoder)
     if saved is None or own is None or torch.equal(saved.cpu(), own.cpu()):
         return
     if module._loading_foundations:

@@ -326,6 +326,12 @@ def test_foundations_that_are_to_train_begin_as_adapters_know_them(config: Any) 
         same.encoder.diffusion.vae.encoder.conv_in.weight += 1
     with pytest.raises(CheckpointError, match="trained on other foundations"):
         same.load_state_dict(state, strict=False)
+    # What brings its foundations along needs none before.
+    with torch.device("meta"):
+        random = config.replace(weights="random").to_dict()
+        empty = SketchFusion(config=random, freeze_foundations=False)
+    found = empty.load_state_dict(frozen.full_state_dict(), strict=False, assign=True)
+    assert not any(found)
 
 
 def test_checkpoint_of_trained_foundations_loads_where_they_are_frozen(
