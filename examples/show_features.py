@@ -1,7 +1,8 @@
-"""Pictures of what a model makes of your own drawings and photos, and of how it was trained.
+r"""Pictures of what a model makes of your own drawings and photos, and of how it was trained.
 
 python examples/show_features.py drawing.png photo.jpg --out features
-python examples/show_features.py drawing.png photo.jpg --model runs/r/adapters --log runs/r
+python examples/show_features.py drawing.png photo.jpg --model runs/retrieval/adapters \
+    --log runs/retrieval
 
 Writes features.png, the PCA maps of every level of Stable Diffusion, CLIP and their fusion, one
 basis for all images of a level; branch_weights.png, what the aggregation learned; matches.png, the

@@ -211,6 +211,20 @@ def test_after_set_taps(build: Any, tmp_path: Path) -> None:
     assert set(again.state_dict()) == set(encoder.state_dict())
 
 
+def test_lora_goes_with_what_is_cut_away(build: Any, tmp_path: Path) -> None:
+    class Wrapped(nn.Module):
+        def __init__(self, inside: nn.Module) -> None:
+            super().__init__()
+            self.base_layer = inside
+
+    encoder = build()
+    late = encoder.diffusion.denoiser.unet.up_blocks[-1].resnets[0]
+    late.conv1 = Wrapped(late.conv1)
+    encoder.set_taps(("up0",))
+    encoder.save_pretrained(tmp_path)
+    assert not any("diffusion." in name for name in load_file(tmp_path / WEIGHTS_FILE))
+
+
 def test_replaced_foundations_are_written_after_set_taps_too(build: Any, tmp_path: Path) -> None:
     encoder = build()
     with torch.no_grad():

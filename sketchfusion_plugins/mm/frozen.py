@@ -104,8 +104,8 @@ def _begin_loading(module: Any, state: dict[str, Tensor], prefix: str, *_: Any) 
         del state[prefix + FINGERPRINT]
         # Where foundations train they begin as those that the adapters were trained on, if there
         # are any yet. What float16 rounds has another fingerprint.
-        kinds = {(p.is_meta, p.dtype == torch.float16) for p in encoder.parameters()}
-        if not module._loading_foundations and kinds == {(False, False)}:
+        unknown = any(p.is_meta or p.dtype == torch.float16 for p in encoder.parameters())
+        if not (module._loading_foundations or unknown):
             own = _fingerprint(encoder)
     if saved is None or own is None or torch.equal(saved.cpu(), own.cpu()):
         return
