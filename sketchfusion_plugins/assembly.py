@@ -10,7 +10,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from sketchfusion_plugins.aggregation import AdaptiveAggregation, AdaptivePyramid
-from sketchfusion_plugins.config import EncoderConfig
+from sketchfusion_plugins.config import AggregationConfig, EncoderConfig
 from sketchfusion_plugins.denoiser import Block, default_taps, list_blocks
 from sketchfusion_plugins.diffusion import Diffusion, load_diffusion, skip_random_weights
 from sketchfusion_plugins.hub import refuse_unavailable
@@ -97,12 +97,9 @@ def injection_sites(config: EncoderConfig, blocks: Sequence[Block]) -> dict[str,
 
 
 def build_aggregator(
-    config: EncoderConfig, in_channels: Sequence[int]
-) -> AdaptiveAggregation | AdaptivePyramid | None:
-    """Aggregation of levels with these channels; None where none is configured."""
-    aggregation = config.aggregation
-    if aggregation is None:
-        return None
+    aggregation: AggregationConfig, in_channels: Sequence[int]
+) -> AdaptiveAggregation | AdaptivePyramid:
+    """Aggregation of levels with these channels."""
     options: dict[str, Any] = {
         "out_channels": aggregation.out_channels,
         "bottleneck_channels": aggregation.bottleneck,

@@ -166,7 +166,7 @@ class AggregationConfig:
         _require_range("norm_groups", self.norm_groups, 1)
         for name, channels in (
             ("out_channels", self.out_channels),
-            ("bottleneck", self.bottleneck),
+            ("bottleneck_channels", self.bottleneck),
         ):
             if channels < 1 or channels % self.norm_groups:
                 raise ValueError(

@@ -23,7 +23,7 @@ from sketchfusion_plugins.hub import (
     require_weights,
     without_advice,
 )
-from sketchfusion_plugins.images import refuse_overflow
+from sketchfusion_plugins.images import per_channel, refuse_overflow
 from sketchfusion_plugins.noise import as_integer, draw_noise, noise_scales
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Diffusion(nn.Module):
         if self.latents_mean and self.latents_std:
             # As in diffusers' image-to-image pipeline of SDXL.
             statistics = (self.latents_mean, self.latents_std)
-            mean, std = (latents.new_tensor(values)[:, None, None] for values in statistics)
+            mean, std = (per_channel(values, latents) for values in statistics)
             scaled: Tensor = (latents - mean) * self.scaling_factor / std
             return scaled.contiguous()
         return ((latents - self.shift_factor) * self.scaling_factor).contiguous()

@@ -87,7 +87,10 @@ class SketchFusionEncoder(nn.Module):
             injection_sites(config, self.diffusion.denoiser.blocks),
             config.injection.init,
         )
-        self.aggregator = build_aggregator(config, [block.channels for block in self.level_blocks])
+        channels = [block.channels for block in self.level_blocks]
+        self.aggregator = (
+            None if config.aggregation is None else build_aggregator(config.aggregation, channels)
+        )
         if config.freeze_foundations:
             for foundation in self.foundations():
                 foundation.requires_grad_(False)

@@ -7,6 +7,7 @@ folder that nobody has locked knows that its writer was killed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 UNFINISHED = ".unfinished"
 ATTEMPTS = 10  # to lock a folder of one's own
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST_NAME = 200  # in bytes, of a file that its folder is named after
 
 
@@ -62,6 +64,11 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         temporary.replace(path)
         if durable:
             _flush_names(path.parent)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        # Of a name that nobody has chosen, or of none, as a file's `write` raises it.
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         _release(handle)

@@ -292,6 +292,14 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     return image
 
 
+def per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """Values ``[1, C, 1, 1]`` beside a map, to be broadcast.
+
+    Filled in place: a copy would wait for all that a GPU has begun.
+    """
+    return torch.cat([like.new_full((1, 1, 1, 1), value) for value in values], dim=1)
+
+
 def _can_look(values: Tensor) -> bool:
     """Whether values are there to be looked at."""
     if torch.compiler.is_compiling() or values.is_meta:

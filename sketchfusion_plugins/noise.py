@@ -3,7 +3,8 @@
 Every image of a batch sees the same draws, so features do not depend on what else is in the
 batch. Draws are made on the CPU, so they do not depend on the device either. The operator is
 opaque to ``torch.compile``, which would otherwise break the graph at the generator, and kept out of
-CUDA graphs, which would replay the draw they saw.
+CUDA graphs, which would replay the draw they saw. A graph captured by hand can hold no copy from
+the CPU: it needs a generator of the GPU's, registered with it, or weights that take no noise.
 """
 
 from __future__ import annotations

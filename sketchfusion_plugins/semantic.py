@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sketchfusion_plugins.images import per_channel
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -144,13 +146,5 @@ def resize_for_tokens(image: Tensor, branch: SemanticBranch, shrink: bool = True
     pixels = image.float()
     if size != (height, width):
         pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
-    mean, std = (_per_channel(values, pixels) for values in (branch.mean, branch.std))
+    mean, std = (per_channel(values, pixels) for values in (branch.mean, branch.std))
     return (pixels * 0.5 + 0.5 - mean) / std
-
-
-def _per_channel(values: Sequence[float], pixels: Tensor) -> Tensor:
-    """Values ``[1, C, 1, 1]`` beside pixels.
-
-    Filled in place: a copy would wait for all that a GPU has begun.
-    """
-    return torch.cat([pixels.new_full((1, 1, 1, 1), value) for value in values], dim=1)

@@ -98,7 +98,7 @@ def test_configs_are_immutable() -> None:
         (lambda: AggregationConfig(dropout=1.0), r"dropout must be .* in \[0, 1\), got 1.0"),
         (lambda: AggregationConfig(dropout=-0.1), "dropout"),
         (lambda: AggregationConfig(out_channels=100), "out_channels=100 .* norm_groups=32"),
-        (lambda: AggregationConfig(out_channels=64), "bottleneck=16 .* norm_groups=32"),
+        (lambda: AggregationConfig(out_channels=64), "bottleneck_channels=16 .* norm_groups=32"),
         (lambda: AggregationConfig(out_channels=0), "out_channels=0"),
         (lambda: AggregationConfig(norm_groups=0), "norm_groups .* at least 1"),
         (lambda: EncoderConfig(in_channels=2), "in_channels .* 1, 3, 4; got 2"),

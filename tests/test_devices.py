@@ -21,6 +21,7 @@ from sketchfusion_plugins.features import (
 )
 from sketchfusion_plugins.frequency import BandGains
 from sketchfusion_plugins.heads.matching import match_points
+from sketchfusion_plugins.heads.query import ink_cells
 from sketchfusion_plugins.tasks.load import build_task
 
 # As the released code has it, with all that our defaults leave out.
@@ -100,6 +101,26 @@ def test_encoder_copies_nothing_from_the_cpu(
     with gpu, Copies() as copies:
         moved(_images(2, 3, 128, 128))
     assert copies.count == 0
+
+
+def test_normalisation_of_latents_copies_nothing_from_the_cpu(
+    encoder: SketchFusionEncoder, gpu: FakeTensorMode
+) -> None:
+    moved = on_gpu(encoder, gpu)
+    moved.diffusion.latents_mean = moved.diffusion.latents_std = (0.5, 1.0, 1.5, 2.0)
+    with gpu, Copies() as copies:
+        moved(_images(2, 3, 128, 128))
+    assert copies.count == 0
+
+
+def test_ink_on_apples_gpus(gpu: FakeTensorMode) -> None:
+    """Their adaptive pooling is right for multiples of the cells alone (pytorch#96056).
+
+    Here torch has no such kernel: only what goes to the CPU and comes back gives an answer.
+    """
+    with gpu:
+        cells = ink_cells(torch.empty(1, 3, 256, 256, device="mps"), (14, 14))
+    assert cells.device.type == "mps" and cells.shape == (1, 14, 14)
 
 
 @pytest.mark.parametrize("changes", [{}, OFFICIAL], ids=["default", "official"])

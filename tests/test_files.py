@@ -22,6 +22,7 @@ from sketchfusion_plugins.files import (
     write_safetensors,
     write_text,
 )
+from sketchfusion_plugins.problems import tell
 
 
 def _names(folder: Path) -> list[str]:
@@ -246,6 +247,18 @@ def test_what_cannot_be_written_is_told_by_its_own_name(
         with pytest.raises(OSError, match="Read-only") as error:
             write_text("text", path)
     assert error.value.filename == str(path)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_told_with_the_file_that_was_to_be_written(
+    code: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.md"
+    path.write_text("old")
+    with pytest.raises(OSError) as caught, files.replacing(path):
+        raise OSError(code, "Error writing bytes to file. Detail: [errno 28]")
+    assert tell(caught.value) == f"{path}: {os.strerror(code)}."
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_folder_that_is_a_file(tmp_path: Path) -> None:

@@ -21,10 +21,17 @@ Stride: TypeAlias = float | tuple[float, float]
 
 def pool_to_grid(features: Tensor, grid: int) -> Tensor:
     """Means of a map ``[B, C, h, w]`` over ``grid`` x ``grid`` parts, ``[B, C, grid, grid]``."""
-    if features.device.type == "mps" and any(side % grid for side in features.shape[-2:]):
-        # Apple's kernel takes multiples of the grid alone (pytorch#96056).
-        return F.adaptive_avg_pool2d(features.cpu(), grid).to(features.device)
-    return F.adaptive_avg_pool2d(features, grid)
+    pooled = F.adaptive_avg_pool2d(for_adaptive_pooling(features, (grid, grid)), grid)
+    return pooled.to(features.device)
+
+
+def for_adaptive_pooling(features: Tensor, cells: tuple[int, int]) -> Tensor:
+    """A map ``[B, C, h, w]``, on the CPU where Apple's adaptive pooling is wrong or refuses it.
+
+    It takes multiples of the cells alone (pytorch#96056).
+    """
+    uneven = any(side % count for side, count in zip(features.shape[-2:], cells, strict=True))
+    return features.cpu() if uneven and features.device.type == "mps" else features
 
 
 def sample_descriptors(

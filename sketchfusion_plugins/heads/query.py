@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sketchfusion_plugins.heads.cells import Stride, at_least_float32, check_maps, stride_pair
+from sketchfusion_plugins.heads.cells import (
+    Stride,
+    at_least_float32,
+    check_maps,
+    for_adaptive_pooling,
+    stride_pair,
+)
 
 Pooling = Literal["all", "ink"]
 # Paper of 90 % brightness, in -1..1: scanners and JPEG leave no pure white.
@@ -167,7 +173,8 @@ def ink_cells(
     if stride is not None:
         height, width = _covered(cells, stride, (sketch.shape[2], sketch.shape[3]))
         ink = F.pad(ink, (0, width - ink.shape[3], 0, height - ink.shape[2]))
-    return F.adaptive_max_pool2d(ink, cells)[:, 0] > 0
+    pooled = F.adaptive_max_pool2d(for_adaptive_pooling(ink, cells), cells)
+    return pooled[:, 0].to(ink.device) > 0
 
 
 def _enlarge(cosine: Tensor, size: tuple[int, int], stride: Stride | None) -> Tensor:

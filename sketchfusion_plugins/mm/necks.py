@@ -9,7 +9,8 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from sketchfusion_plugins.aggregation import AdaptiveAggregation, AdaptivePyramid, cells
+from sketchfusion_plugins.aggregation import cells
+from sketchfusion_plugins.assembly import build_aggregator
 from sketchfusion_plugins.config import AggregationConfig
 from sketchfusion_plugins.frequency import BandGains
 
@@ -96,14 +97,7 @@ class AdaptiveAggregationNeck(_Neck):
             out_channels, out_stride, bottleneck_channels, norm_groups, normalize, dropout
         )
         self.out_stride = out_stride
-        self.aggregation = AdaptiveAggregation(
-            self.in_channels,
-            out_channels,
-            self.config.bottleneck,
-            norm_groups,
-            normalize,
-            dropout,
-        )
+        self.aggregation = build_aggregator(self.config, self.in_channels)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor]:
         """Aggregate.
@@ -155,15 +149,7 @@ class AdaptivePyramidNeck(_Neck):
         self.config = AggregationConfig(
             out_channels, tuple(out_strides), bottleneck_channels, norm_groups, normalize, dropout
         )
-        self.pyramid = AdaptivePyramid(
-            self.in_channels,
-            out_strides,
-            out_channels=out_channels,
-            bottleneck_channels=self.config.bottleneck,
-            norm_groups=norm_groups,
-            normalize=normalize,
-            dropout=dropout,
-        )
+        self.pyramid = build_aggregator(self.config, self.in_channels)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Aggregate.

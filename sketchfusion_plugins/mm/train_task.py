@@ -254,7 +254,10 @@ def _fitted_batches(data: Samples, task: Task, config: Config) -> Iterator[dict[
     from tqdm import tqdm
 
     loader = DataLoader(
-        spread(data, task.most_fitted), config.judge.batch_size, generator=torch.Generator()
+        spread(data, task.most_fitted),
+        config.judge.batch_size,
+        num_workers=config.judge.get("workers", 0),
+        generator=torch.Generator(),
     )
     for batch in tqdm(loader, desc="fitting", disable=None, leave=False):
         yield {

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -19,7 +20,7 @@ pytest.importorskip("mmseg")
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from sketchfusion_plugins.adapter_file import CheckpointError
 from sketchfusion_plugins.checkpoint import adapter_state
@@ -734,3 +735,25 @@ def test_data_without_a_plain_part_cannot_be_cached(
     config = config_of("correspondence", tmp_path / "work", 2, augment=False)
     with pytest.raises(ValueError, match="no part without augmentation for correspondence"):
         train_task(config, replace(data_of("correspondence"), fit=None))
+
+
+class _Loaders(Dataset[dict[str, Any]]):
+    """Tells of every item whether a process of its own loads it."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"elsewhere": get_worker_info() is not None}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_head_is_fitted_to_is_loaded_as_what_is_judged(workers: int) -> None:
+    from mmengine.config import Config
+
+    from sketchfusion_plugins.mm.train_task import _fitted_batches
+
+    config = Config({"judge": {"batch_size": 3, "workers": workers}})
+    task: Any = SimpleNamespace(most_fitted=3)
+    (batch,) = _fitted_batches(_Loaders(), task, config)
+    assert batch["elsewhere"].tolist() == [workers > 0] * 3
