@@ -30,8 +30,11 @@ def for_adaptive_pooling(features: Tensor, cells: tuple[int, int]) -> Tensor:
 
     It takes multiples of the cells alone (pytorch#96056).
     """
-    uneven = any(side % count for side, count in zip(features.shape[-2:], cells, strict=True))
-    return features.cpu() if uneven and features.device.type == "mps" else features
+    rows, columns = cells
+    uneven = features.device.type == "mps" and (
+        features.shape[-2] % rows or features.shape[-1] % columns
+    )
+    return features.cpu() if uneven else features
 
 
 def sample_descriptors(
